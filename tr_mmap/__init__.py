@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         UnsupportedTensor,
         WorkerDied,
     )
+    from .pool.pool import SessionPool
+    from .pool.stats import PoolWorkerStats, SessionPoolStats
     from .sessions.workspace import SweepReport, sweep
     from .shm.pool import PoolStats
     from .tsr import Header, from_file, load, memmap, read_header, save
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PythonSession",
     "PyTorchSession",
+    "SessionPool",
     "Server",
     "TechRenaissanceServer",
     "Header",
@@ -63,6 +66,8 @@ __all__ = [
     "save",
     "sweep",
     "PoolStats",
+    "PoolWorkerStats",
+    "SessionPoolStats",
     "SessionStats",
     "SweepReport",
     "WorkerState",
@@ -110,6 +115,9 @@ _HOMES: Final = {
     "save": "tsr",
     "sweep": "sessions.workspace",
     "PoolStats": "shm.pool",
+    "PoolWorkerStats": "pool.stats",
+    "SessionPool": "pool.pool",
+    "SessionPoolStats": "pool.stats",
     "SessionStats": "controller.stats",
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",

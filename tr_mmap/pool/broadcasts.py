@@ -1,0 +1,102 @@
+"""The tensors that every worker of a pool has, by tag. Starts no worker.
+
+A worker is admitted when it has the present version of each tag. That is looked at under the lock under which a new
+version is registered, so a worker either has the version, or is among those that are sent it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from ..base.identifiers import check_tag
+from ..errors import MissingTag, SessionNotStarted, WorkerDied
+from .worker import State, Worker
+
+__all__ = ["Broadcasts"]
+
+
+class Broadcasts:
+    """The tags of one pool."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, tuple[int, Any]] = {}  # with the version, which never comes again
+        self._version = 0
+        self._lock = threading.Lock()  # held for a look
+        self._sending = threading.Lock()  # held while workers that serve are sent a tensor: one tensor at a time
+
+    def admit(self, worker: Worker) -> bool:
+        """Let a worker serve, if it has all tags. Returns whether it has."""
+        with self._lock:
+            if worker.tags != {tag: version for tag, (version, _) in self._tensors.items()}:
+                return False
+            worker.advance(State.READY)
+            return True
+
+    def bring(self, worker: Worker) -> None:
+        """Send a worker the tensors that it lacks.
+
+        Raises:
+            SessionNotStarted, WorkerDied: it has ended.
+            OutOfSpace: no room for them.
+        """
+        with self._lock:
+            wanted = dict(self._tensors)
+        for tag in [tag for tag in worker.tags if tag not in wanted]:
+            worker.session.drop_tensor(tag)
+            del worker.tags[tag]
+        for tag, (version, tensor) in wanted.items():
+            if worker.tags.get(tag) != version:
+                worker.session.send_tensor(tensor, tag)
+                worker.tags[tag] = version
+
+    def send(self, tensor: Any, tag: str, workers: Iterable[Worker]) -> None:
+        """Give a tensor to all workers, also to those that are started later.
+
+        Args:
+            tensor: must not be changed any more.
+            tag: names it from now on.
+            workers: all that there are; read when the tag is registered.
+
+        Raises:
+            BadTag, UnsupportedTensor, OutOfSpace: the tag names what it named before, or nothing.
+        """
+        check_tag(tag)
+        with self._sending:
+            with self._lock:
+                before = self._tensors.get(tag)
+                self._version += 1
+                self._tensors[tag] = self._version, tensor
+                serving = [each for each in list(workers) if each.state is State.READY]
+            try:
+                self._bring_all(serving)
+            except BaseException:
+                with self._lock:
+                    self._version += 1
+                    if before is None:
+                        del self._tensors[tag]
+                    else:
+                        self._tensors[tag] = self._version, before[1]
+                self._bring_all(serving)
+                raise
+
+    def drop(self, tag: str, workers: Iterable[Worker]) -> None:
+        """Forget a tag everywhere.
+
+        Raises:
+            MissingTag: there is no such tag.
+        """
+        with self._sending:
+            with self._lock:
+                if self._tensors.pop(tag, None) is None:
+                    raise MissingTag(f"there is no broadcast tensor with the tag {tag!r}", tag=tag)
+                serving = [each for each in list(workers) if each.state is State.READY]
+            self._bring_all(serving)
+
+    def _bring_all(self, workers: list[Worker]) -> None:
+        for worker in workers:
+            try:
+                self.bring(worker)
+            except (SessionNotStarted, WorkerDied):
+                pass  # it has died; the one that takes its place is sent everything

@@ -1,0 +1,478 @@
+"""The dispatcher of a pool: one thread that gives requests to workers and takes their answers. Starts no process.
+
+What a pool knows is changed by this thread only, so nothing here needs a lock, and no interrupt of the program's main
+thread can stop a step halfway. Other threads append to ``queue``, ``_commands`` and ``outcomes``, and wake it. It sleeps
+on the bells of all sessions at once. What takes long, to start and to end processes, is done by ``staff.py``'s thread.
+
+Two requests are in each worker's ring, so that a worker never waits for the dispatcher; more if they take less than
+that is worth. A request that waits in the ring of a worker that dies was not begun: another worker gets it, and this
+does not count as an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from ..base.background import Background
+from ..controller.results import Result
+from ..errors import OutOfSpace, RequestCancelled, SessionNotStarted, WorkerDied
+from .places import Places
+from .staff import Staff
+from .stats import SessionPoolStats
+from .tasks import Attempt, Task
+from .worker import State, Worker
+
+__all__ = ["Dispatcher"]
+
+_log = logging.getLogger("tr_mmap")
+
+_DEPTH: Final = 2  # requests in a worker's ring: one that runs, and the next
+_MOST_DEPTH: Final = 16
+_GAP_S: Final = 0.0004  # what a worker's ring is to hold, so that it is not empty before the dispatcher comes again
+_LOOK_S: Final = 0.5  # how often to look while something is in flight: a ring may be lost
+_FEW_S: Final = 0.01  # the shortest time between two looks for handlers that run for too long
+
+
+class Dispatcher:
+    """The requests of one pool.
+
+    Args:
+        staff: starts and ends its workers.
+        depth: requests that are with one worker; None to choose by how long they take.
+
+    Attributes:
+        queue: the requests that no worker has, the first one first.
+        outcomes: attempts that were answered or have failed, and how.
+        is_shut: no more requests are taken.
+        has_ended: set when all is done after that.
+        pid: the process to which the pool belongs.
+    """
+
+    def __init__(self, staff: Staff, depth: int | None) -> None:
+        self.staff = staff
+        self.queue: deque[Task] = deque()
+        self.outcomes: deque[tuple[Attempt, Result | Exception]] = deque()
+        self.is_shut = False
+        self.has_ended = threading.Event()
+        self.places = Places()
+        self._fixed_depth = depth
+        self._depth = depth or _DEPTH
+        self._task_s = 0.001  # how long a request takes, about
+        self._commands: deque[Callable[[], None]] = deque()
+        self._thread: Background | None = None
+        self._starting = threading.Lock()  # held for the start of the thread
+        self._ident = 0
+        self._is_asleep = False
+        self._is_short_of_room = False  # a budget is used up: nothing more is sent until something is answered
+        self._next_look_s = math.inf
+        self._answered = self._failed = self._retried = 0
+        self.pid = os.getpid()
+        staff.post = self.post
+
+    # -- for other threads ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin, if it has not begun."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = Background(self._run)
+
+    def submit(self, task: Task) -> None:
+        """Take a request."""
+        self.queue.append(task)
+        if self._is_asleep:
+            self.wake()
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have the dispatcher's thread call a function."""
+        self._commands.append(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the thread look."""
+        thread = self._thread
+        self._is_asleep = False
+        if thread is not None:
+            thread.wake()
+
+    def is_current_thread(self) -> bool:
+        return self._ident == threading.get_ident()
+
+    def settled(self, attempt: Attempt, outcome: Result | Exception) -> None:
+        self.outcomes.append((attempt, outcome))
+        if not self.is_current_thread():
+            self.wake()
+
+    def kill_running(self, task: Task) -> None:
+        self.post(partial(self._kill_running, task))
+
+    def stats(self) -> SessionPoolStats:
+        """What the pool does. Read from any thread: each number is right, and they may be of different moments."""
+        staff = self.staff
+        return SessionPoolStats(
+            max_workers=staff.size,
+            workers=tuple(each.stats() for each in list(staff.workers) if each.state is not State.DEAD),
+            waiting=sum(each.count for each in list(self.queue)),
+            done=self._answered,
+            failed=self._failed,
+            retried=self._retried,
+            started=staff.started,
+            died=staff.died,
+        )
+
+    # -- the thread -------------------------------------------------------------------------------------------------------
+
+    def _run(self, thread: Background) -> bool:
+        self._ident = threading.get_ident()
+        try:
+            while not thread.has_to_return:
+                if self._step(thread):
+                    return True
+        except BaseException as error:
+            # Not to be expected. Nobody is left waiting.
+            _log.exception("the pool's dispatcher has failed; its requests fail")
+            self._fail_all(error)
+            raise
+        return False
+
+    def _step(self, thread: Background) -> bool:
+        """Do what there is to be done, and sleep until there is more. Returns True when all is done for ever."""
+        while self._commands:
+            self._commands.popleft()()
+        self._take_outcomes()
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._look(now_s)
+        self.staff.adjust(now_s, has_work=bool(self.queue))
+        if self.staff.error is not None:
+            self._give_up_waiting(self.staff.error)
+        if self.queue:
+            self._dispatch()
+        if self.is_shut and self._end_if_done():
+            return True
+        self._sleep(thread)
+        return False
+
+    def _sleep(self, thread: Background) -> None:
+        workers = [each for each in self.staff.workers if each.fd is not None and each.state is not State.DEAD]
+        self._next_look_s = min(self._when_to_look(), self.staff.next_look_s())
+        self._is_asleep = True
+        if self._commands or self.outcomes or (self.queue and self._has_room()):
+            self._is_asleep = False
+            return
+        left_s = max(0.0, self._next_look_s - time.monotonic())
+        fds = {each.fd: each for each in workers}
+        found = thread.sleep(None if left_s == math.inf else left_s, *fds)  # type: ignore[arg-type] # no None in it
+        self._is_asleep = False
+        for fd in found:
+            self._process(fds[fd])
+
+    def _has_room(self) -> bool:
+        """Whether a worker could take a request now."""
+        return not self._is_short_of_room and any(
+            each.state is State.READY and len(each.in_flight) < self._depth and each.left > 0
+            for each in self.staff.workers
+        )
+
+    def _process(self, worker: Worker) -> None:
+        """Take a worker's answers, and notice its end."""
+        if worker.state is State.DEAD or not worker.is_started:
+            return
+        worker.futures.process()
+        if worker.is_over():
+            self._bury(worker)
+
+    def _bury(self, worker: Worker) -> None:
+        """A worker has ended: what it had goes to others, and another one takes its place."""
+        if worker.state is State.DEAD:
+            return
+        worker.futures.process()  # what it has answered before its end, and the rest as errors
+        self.staff.note_dead(worker)
+        self._take_outcomes()
+        for attempt in list(worker.in_flight):  # not to be expected: each has its outcome now
+            attempt.settle(SessionNotStarted("the worker has ended"))
+
+    # -- giving requests to workers ---------------------------------------------------------------------------------------
+
+    def _pick(self, task: Task) -> Worker | None:
+        """The worker that has the fewest requests; of several, the one in whose memory the arguments lie."""
+        best, fewest = None, self._depth
+        for worker in self.staff.workers:
+            if worker.state is State.READY and worker.left >= task.count and len(worker.in_flight) < fewest:
+                best, fewest = worker, len(worker.in_flight)
+                if not fewest and task.home is None:
+                    break
+        home = task.home
+        if home is None or best is None or home.state is not State.READY or home.left < task.count:
+            return best
+        return home if len(home.in_flight) <= min(fewest + 1, self._depth - 1) else best
+
+    def _dispatch(self) -> None:
+        queue, rung = self.queue, set()
+        while queue and not self._is_short_of_room:
+            worker = self._pick(queue[0])
+            if worker is None:
+                self._pass_by(queue[0].count)
+                break
+            task = queue.popleft()
+            if task.begin() and self._send(worker, task):
+                rung.add(worker)
+        for worker in rung:
+            worker.futures.ring()
+
+    def _pass_by(self, count: int) -> None:
+        """A batch is larger than what some workers may still get: these go."""
+        for worker in self.staff.workers:
+            if worker.state is State.READY and 0 < worker.left < count:
+                worker.left = 0
+                self.staff.is_changed = True
+                self._next_look_s = 0.0
+
+    def _send(self, worker: Worker, task: Task) -> bool:
+        """Send a request. Returns whether it was sent; if not, it waits again, or has failed."""
+        try:
+            attempt = worker.futures.send(
+                task.message,
+                task.tensors,
+                math.inf,
+                task.framework,
+                partial(Attempt, self, worker, task),
+                task.on_progress,
+                is_quiet=True,
+            )
+        except (WorkerDied, SessionNotStarted):
+            self._put_back(task)
+            self._bury(worker)
+            return False
+        except OutOfSpace as error:
+            if not any(each.in_flight for each in self.staff.workers):
+                self._fail(task, error)
+            else:  # an answer will make room
+                self._put_back(task)
+                self._is_short_of_room = True
+            return False
+        except Exception as error:  # of the arguments, which may be objects of any class: its caller gets it
+            self._fail(task, error)
+            return False
+        if not worker.in_flight:
+            worker.mark_s = time.monotonic()
+        worker.in_flight[attempt] = None
+        worker.left -= task.count
+        task.attempt = attempt
+        if task.limit_s < math.inf:
+            self._next_look_s = 0.0
+        return True
+
+    def _put_back(self, task: Task) -> None:
+        task.wait_again()
+        self.queue.appendleft(task)
+
+    # -- outcomes ---------------------------------------------------------------------------------------------------------
+
+    def _take_outcomes(self) -> None:
+        counts: dict[Worker, int] = {}
+        while self.outcomes:
+            attempt, outcome = self.outcomes.popleft()
+            worker = attempt.worker
+            worker.in_flight.pop(attempt, None)
+            self._is_short_of_room = False
+            if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
+                self.staff.is_changed = True
+            if outcome.__class__ is tuple:
+                task = attempt.task
+                worker.done += task.count
+                self._answered += task.count
+                counts[worker] = counts.get(worker, 0) + 1
+                if outcome[1]:  # type: ignore[index] # a result
+                    self.places.note(outcome[1], worker)  # type: ignore[index]
+                task.finish(outcome)  # type: ignore[arg-type]
+            else:
+                self._take_error(attempt, outcome)  # type: ignore[arg-type]
+        if counts:
+            self._learn(counts)
+
+    def _learn(self, counts: dict[Worker, int]) -> None:
+        """How long requests take, from how many were answered since the last look."""
+        now_s = time.monotonic()
+        for worker, count in counts.items():
+            each_s = (now_s - worker.mark_s) / count
+            worker.mark_s = now_s
+            self._task_s += (min(each_s, 1.0) - self._task_s) * (0.5 if each_s > self._task_s else 0.1)
+        if self._fixed_depth is None:
+            self._depth = min(_MOST_DEPTH, _DEPTH + int(_GAP_S / max(self._task_s, 1e-6)))
+
+    def _take_error(self, attempt: Attempt, error: Exception) -> None:
+        worker, task = attempt.worker, attempt.task
+        if isinstance(error, WorkerDied | SessionNotStarted):
+            self._take_death(attempt, error)
+            return
+        worker.done += task.count
+        self._answered += task.count
+        if isinstance(error, RequestCancelled):
+            task.cancel()
+        elif task.is_batch and self._may_split(error):
+            self.queue.extendleft(reversed(task.split()))
+        else:
+            self._fail(task, error, is_answered=True)
+
+    def _may_split(self, error: Exception) -> bool:
+        """Whether the worker has refused a batch as such, so that its items are sent one by one."""
+        return not getattr(error, "remote_traceback", "") and not isinstance(error, OutOfSpace)
+
+    def _take_death(self, attempt: Attempt, error: Exception) -> None:
+        task, worker = attempt.task, attempt.worker
+        is_guilty = attempt.was_begun
+        task.attempts += is_guilty
+        if is_guilty and task.attempts > task.retries or self.staff.is_ending:
+            self._fail(task, self._died(task, worker, error))
+            return
+        if is_guilty:
+            self._retried += 1
+        for each in reversed(task.split() if is_guilty else [task]):
+            each.attempts = task.attempts
+            self._put_back(each)
+
+    def _died(self, task: Task, worker: Worker, error: Exception) -> WorkerDied:
+        code = getattr(error, "exit_code", None)
+        tail = getattr(error, "log_tail", "")
+        command = task.message if isinstance(task.message, str) else str(dict(task.message))
+        count = max(task.attempts, 1)
+        tried = "" if count == 1 else f" after {count} attempts"
+        why = worker.ended_for if worker.culprit is task else str(error)
+        return WorkerDied(
+            f"there is no answer to {command[:80]!r}{tried}: {why}", exit_code=code, log_tail=tail, attempts=count
+        )
+
+    def _fail(self, task: Task, error: BaseException, *, is_answered: bool = False) -> None:
+        if not is_answered:
+            self._failed += task.count
+        task.fail(error)
+
+    def _give_up_waiting(self, error: Exception) -> None:
+        """No worker can be started: what waits for one fails."""
+        self.staff.error = None
+        while self.queue:
+            task = self.queue.popleft()
+            if not task.begin():
+                continue
+            if isinstance(error, WorkerDied):
+                self._fail(
+                    task,
+                    WorkerDied(
+                        f"no worker could be started: {error}",
+                        exit_code=error.exit_code,
+                        log_tail=error.log_tail,
+                        attempts=task.attempts,
+                    ),
+                )
+            else:
+                self._fail(task, error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        self.is_shut = True
+        for worker in self.staff.workers:
+            for attempt in list(worker.in_flight):
+                self._fail(attempt.task, error)
+        while self.queue:
+            self._fail(self.queue.popleft(), error)
+        self.staff.end(0.0)
+        self.has_ended.set()
+
+    # -- time -------------------------------------------------------------------------------------------------------------
+
+    def _when_to_look(self) -> float:
+        now_s, look_s = time.monotonic(), math.inf
+        for worker in self.staff.workers:
+            if worker.in_flight:
+                look_s = min(look_s, now_s + _LOOK_S)
+                for attempt in worker.in_flight:
+                    limit_s = attempt.task.limit_s
+                    if limit_s < math.inf:
+                        at_s = attempt.began_s + limit_s if attempt.began_s else now_s + min(limit_s / 8, _LOOK_S)
+                        look_s = min(look_s, max(at_s, now_s + _FEW_S))
+        return look_s
+
+    def _look(self, now_s: float) -> None:
+        """Look for lost rings, for workers that have ended, and for handlers that run for too long."""
+        for worker in list(self.staff.workers):
+            if not worker.is_started or worker.state is State.DEAD:
+                continue
+            self._process(worker)
+            if worker.state is State.DEAD:
+                continue
+            for attempt in list(worker.in_flight):
+                limit_s = attempt.task.limit_s
+                if limit_s == math.inf or (not attempt.began_s and not attempt.is_running()):
+                    continue
+                attempt.began_s = attempt.began_s or now_s
+                if now_s - attempt.began_s >= limit_s:
+                    worker.culprit = attempt.task
+                    worker.ended_for = (
+                        f"it ran for longer than the {limit_s * 1000:.0f} ms that it may take (timeout_ms), and its "
+                        "worker was ended"
+                    )
+                    self.staff.kill(worker)  # another one takes its place at once
+                    break
+
+    def _kill_running(self, task: Task) -> None:
+        attempt = task.attempt
+        if attempt is not None and attempt in attempt.worker.in_flight and attempt.worker.state is not State.DEAD:
+            self.staff.kill(attempt.worker)
+
+    # -- the end ----------------------------------------------------------------------------------------------------------
+
+    def shut(self, *, is_cancelling: bool, grace_s: float) -> None:
+        """Take no more requests. Any thread may call this, and again.
+
+        Args:
+            is_cancelling: whether the requests that no handler has are cancelled.
+            grace_s: how long a worker may take to end by itself after its last answer.
+        """
+        self.is_shut = True
+        if self._thread is None:
+            self.has_ended.set()
+            return
+        self.post(partial(self._shut, is_cancelling, grace_s))
+
+    def _shut(self, is_cancelling: bool, grace_s: float) -> None:
+        self.staff.grace_s = min(self.staff.grace_s, grace_s)
+        if is_cancelling:
+            self.cancel_waiting()
+
+    def cancel_waiting(self) -> None:
+        """Cancel what no handler has."""
+        while self.queue:
+            self.queue.popleft().cancel()
+        for worker in self.staff.workers:
+            for attempt in list(worker.in_flight):
+                if attempt.cancel():
+                    attempt.task.cancel()
+
+    def end_workers(self, grace_s: float) -> None:
+        """End all workers by force; what they have fails, and what waits is cancelled."""
+        self.is_shut = True
+        if self._thread is None:
+            self.has_ended.set()
+            return
+        self.post(partial(self._end_workers, grace_s))
+
+    def _end_workers(self, grace_s: float) -> None:
+        self.staff.is_ending = True
+        self.cancel_waiting()
+        self.staff.end(grace_s)
+
+    def _end_if_done(self) -> bool:
+        if self.queue or any(each.in_flight for each in self.staff.workers):
+            return False
+        if not self.staff.retire_all():
+            return False
+        self.has_ended.set()
+        return True

@@ -1,0 +1,389 @@
+"""The workers of a pool: how many there are, when one is started, and when one has to go. Sends no request.
+
+The dispatcher's thread calls all that is not marked otherwise. What takes long is done by another thread, the janitor:
+it starts sessions, copies broadcast tensors to them, ends processes, and closes sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from ..base.background import Background
+from ..controller.results import Result
+from ..controller.session import PythonSession
+from ..errors import ResponseTimeout, SemaphoresUnavailable, SessionNotStarted, TRException, WorkerDied
+from ..wire.messages import RELEASE_COMMAND
+from ..wire.names import DEFAULT_WORKER
+from ..wire.waits import EXIT_TIMEOUT_MS, TERMINATE_GRACE_S
+from .broadcasts import Broadcasts
+from .worker import State, Worker
+
+__all__ = ["Staff"]
+
+_log = logging.getLogger("tr_mmap")
+
+_MOST_FAILED: Final = 3  # starts in a row, until requests are told that there is no worker
+_FIRST_PAUSE_S: Final = 0.05  # after a start that has failed; each one doubles it
+_LONGEST_PAUSE_S: Final = 2.0
+_RELOAD_S: Final = 0.25  # how often to look whether the script has changed
+
+
+class _Ready:
+    """The first request to a worker: its answer says that the worker is ready."""
+
+    def __init__(self, staff: Staff, worker: Worker, pending: Any, deadline_s: float) -> None:
+        self._staff = staff
+        self._worker = worker
+        self.pending = pending
+        self.deadline_s = self.timeout_s = deadline_s
+
+    def settle(self, outcome: Result | Exception) -> None:
+        if isinstance(outcome, WorkerDied | SessionNotStarted):
+            self._worker.death = outcome
+        else:  # an error, too, is an answer
+            self._staff.post(partial(self._staff.note_ready, self._worker))
+
+
+class Staff:
+    """The workers of one pool.
+
+    Args:
+        new_session: makes a session that is not started.
+        script: the workers' script.
+        size: how many workers there are to be.
+        most_tasks: how many requests a worker may answer; infinity for any number.
+        start_timeout_s: how long a worker may take until it is ready.
+        is_reloading: whether workers are replaced when the script has changed.
+
+    Attributes:
+        workers: those that are not dead.
+        broadcasts: the tags that every worker has.
+        post: has the dispatcher's thread call a function; any thread may call it.
+        error: why no worker can be started; None if one runs, or starts. The dispatcher resets it.
+        grace_s: how long a worker may take to end by itself.
+        is_ending: all workers are ended by force.
+        is_changed: :meth:`adjust` has something to do.
+        started, died: counts.
+    """
+
+    def __init__(
+        self,
+        new_session: Callable[[], PythonSession[Any]],
+        script: str,
+        size: int,
+        most_tasks: float,
+        start_timeout_s: float,
+        is_reloading: bool,
+    ) -> None:
+        self._new_session = new_session
+        self._script = script
+        self.size = size
+        self._most_tasks = most_tasks
+        self._start_timeout_s = start_timeout_s
+        self.workers: list[Worker] = []
+        self.broadcasts = Broadcasts()
+        self.post: Callable[[Callable[[], None]], None] = lambda command: command()
+        self.error: Exception | None = None
+        self.grace_s = EXIT_TIMEOUT_MS / 1000
+        self.is_ending = False
+        self.is_changed = True
+        self.started = self.died = 0
+        self._is_closing = False
+        self._generation = 0
+        self._failed_generation = -1
+        self._failed_starts = 0
+        self._next_start_s = 0.0
+        self._next_adjust_s = 0.0
+        self._is_reloading = is_reloading and script != DEFAULT_WORKER
+        self._signature = _signature_of(script) if self._is_reloading else None
+        self._next_signature_s = 0.0
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs_left = 0
+        self._janitor: Background | None = None
+        self._ready = threading.Condition()  # notified when a worker becomes ready, or cannot
+
+    # -- the janitor --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the janitor's thread. Called once, by any thread."""
+        self._janitor = Background(self._run)
+
+    def _run(self, thread: Background) -> bool:
+        while not thread.has_to_return:
+            while self._jobs:
+                job = self._jobs.popleft()
+                try:
+                    job()
+                except (TRException, OSError):
+                    _log.exception("a worker of a pool could not be started or ended")
+                finally:
+                    self.post(self._note_job_done)
+                if thread.has_to_return:
+                    return False
+            thread.sleep(None)
+        return False
+
+    def _do(self, job: Callable[[], None], *, is_first: bool = False) -> None:
+        self._jobs_left += 1
+        if is_first:
+            self._jobs.appendleft(job)
+        else:
+            self._jobs.append(job)
+        if self._janitor is not None:
+            self._janitor.wake()
+
+    def _note_job_done(self) -> None:
+        self._jobs_left -= 1
+        self.is_changed = True
+
+    def _start_session(self, worker: Worker) -> None:
+        """The janitor: start a worker, and say how that went."""
+        error: Exception | None = None
+        try:
+            worker.session.start()
+            try:
+                worker.fd = worker.session.fileno()
+            except SemaphoresUnavailable:
+                pass  # the session's own thread settles what is answered
+            self.broadcasts.bring(worker)
+        except (TRException, OSError) as found:
+            error = found
+            worker.session.close()
+        self.post(partial(self._note_started, worker, error))
+
+    @staticmethod
+    def _ask_to_exit(worker: Worker) -> None:
+        """The janitor: request that a worker exit; it does so after its last answer."""
+        worker.session.please_exit(0.0, ensure=False)
+
+    # -- a worker's life ----------------------------------------------------------------------------------------------
+
+    def _hire(self, now_s: float) -> None:
+        worker = Worker(self._new_session(), self._generation, self._most_tasks, now_s + self._start_timeout_s)
+        self.workers.append(worker)
+        self.started += 1
+        self._do(partial(self._start_session, worker))
+
+    def _note_started(self, worker: Worker, error: Exception | None) -> None:
+        if error is not None:
+            worker.death = error
+            self.note_dead(worker)
+            return
+        worker.note_started()
+        if worker.state is not State.STARTING:  # it is not wanted any more
+            self.note_dead(worker)
+            return
+        try:
+            worker.futures.send(RELEASE_COMMAND, (), math.inf, None, partial(_Ready, self, worker))
+        except (TRException, OSError) as found:
+            worker.death = found
+            self.note_dead(worker)
+
+    def note_ready(self, worker: Worker) -> None:
+        """A worker has given its first answer, or has got tensors that it lacked."""
+        if worker.state is not State.STARTING:
+            return
+        if not self.broadcasts.admit(worker):  # it lacks some that were sent meanwhile
+            self._do(partial(self._bring_rest, worker))
+            return
+        self._failed_starts = 0
+        self.is_changed = True
+        self._tell()
+
+    def _bring_rest(self, worker: Worker) -> None:
+        """The janitor: send a worker the tensors that it lacks."""
+        try:
+            self.broadcasts.bring(worker)
+        except (SessionNotStarted, WorkerDied):
+            return  # it has died, which is seen elsewhere
+        self.post(partial(self.note_ready, worker))
+
+    def note_dead(self, worker: Worker) -> None:
+        """A worker's process has ended, or it could not be started."""
+        state = worker.state
+        if state is State.DEAD:
+            return
+        worker.advance(State.DEAD)
+        self.workers.remove(worker)
+        self.is_changed = True
+        if state is State.STARTING:
+            self._note_failed_start(worker)
+        elif state is State.READY:
+            self.died += 1
+        self._do(worker.session.close)
+
+    def _note_failed_start(self, worker: Worker) -> None:
+        self._failed_starts += 1
+        pause_s = _FIRST_PAUSE_S * 2 ** min(self._failed_starts - 1, 10)
+        self._next_start_s = time.monotonic() + min(pause_s, _LONGEST_PAUSE_S)
+        error = worker.death or WorkerDied("a worker ended before it was ready", exit_code=None, log_tail="")
+        has_others = any(each.state is State.READY for each in self.workers)
+        if has_others and worker.generation > 0:
+            self._failed_generation = worker.generation
+            _log.warning("a worker with the changed script could not be started; those that run go on: %s", error)
+        elif not has_others and self._failed_starts >= _MOST_FAILED:
+            self.error = error
+            self._tell()
+
+    def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
+        """End a worker's process by force. Another one takes its place at once."""
+        if worker.state in (State.STARTING, State.READY):
+            self.died += 1
+            worker.advance(State.RETIRING)
+        worker.is_asked_to_exit = True
+        worker.retire_by_s = math.inf
+        self.is_changed = True
+        if worker.is_started:
+            self._do(partial(worker.kill, grace_s), is_first=True)
+
+    def end(self, grace_s: float) -> None:
+        """End all workers by force."""
+        self._is_closing = True
+        for worker in list(self.workers):
+            self.kill(worker, grace_s)
+
+    def retire_all(self) -> bool:
+        """Let all workers end. Returns whether they have ended, and nothing is left of them."""
+        if not self._is_closing:
+            self._is_closing = self.is_changed = True
+        if self.workers or self._jobs_left:
+            return False
+        if self._janitor is not None:
+            self._janitor.stop()
+        self._tell()
+        return True
+
+    # -- how many there are to be -------------------------------------------------------------------------------------
+
+    def resize(self, size: int) -> None:
+        """Have another number of workers."""
+        self.size = size
+        self.is_changed = True
+
+    def next_look_s(self) -> float:
+        """When :meth:`adjust` has to be called again, by the monotonic clock."""
+        return self._next_adjust_s
+
+    def adjust(self, now_s: float, has_work: bool) -> None:
+        """Start and retire workers, so that there are as many as there are to be."""
+        if not self.is_changed and now_s < self._next_adjust_s and not (has_work and not self.workers):
+            return
+        self.is_changed = False
+        if self._is_reloading and now_s >= self._next_signature_s:
+            self._look_at_script(now_s)
+        for worker in list(self.workers):
+            self._see_to(worker, now_s)
+        starting = [each for each in self.workers if each.state is State.STARTING]
+        ready = [each for each in self.workers if each.state is State.READY]
+        if self._is_closing:
+            for worker in [*starting, *ready]:
+                self._retire(worker, now_s)
+        else:
+            self._fill(starting, ready, now_s, has_work)
+        self._next_adjust_s = self._when_next(now_s, has_work)
+
+    def _fill(self, starting: list[Worker], ready: list[Worker], now_s: float, has_work: bool) -> None:
+        old = [each for each in ready if each.generation != self._generation]
+        missing = self.size - len(starting) - len(ready)
+        if old and missing <= 0 and not starting and self._failed_generation != self._generation:
+            missing = 1  # a new one first; when it is ready, an old one goes
+        if missing > 0 and now_s >= self._next_start_s and (has_work or self._failed_starts < _MOST_FAILED):
+            for _ in range(missing):
+                self._hire(now_s)
+        ready.sort(key=lambda each: (each.generation == self._generation, len(each.in_flight)))
+        for worker in ready[: max(0, len(ready) - self.size)]:
+            self._retire(worker, now_s)
+        for worker in starting[: max(0, min(-missing, len(starting)))]:
+            self._retire(worker, now_s)
+
+    def _see_to(self, worker: Worker, now_s: float) -> None:
+        """What the time, or its last answer, means for a worker."""
+        if worker.state is State.READY and worker.left <= 0:
+            self._retire(worker, now_s)
+        if worker.state is State.STARTING and now_s >= worker.start_deadline_s:
+            worker.death = ResponseTimeout(
+                f"a worker of {self._script!r} was not ready after {self._start_timeout_s:g} s; it must run a server "
+                "with the session id of its command line, or needs a larger start_timeout_ms",
+                timeout_ms=self._start_timeout_s * 1000,
+                command="start",
+            )
+            self._note_failed_start(worker)
+            self.kill(worker)
+        if worker.state is not State.RETIRING:
+            return
+        if not worker.in_flight and not worker.is_asked_to_exit and worker.is_started:
+            worker.is_asked_to_exit = True
+            worker.retire_by_s = now_s + self.grace_s
+            self._do(partial(self._ask_to_exit, worker))
+        if now_s >= worker.retire_by_s:
+            worker.retire_by_s = math.inf
+            self._do(partial(worker.kill, TERMINATE_GRACE_S), is_first=True)
+
+    def _retire(self, worker: Worker, now_s: float) -> None:
+        """A worker gets no more requests, and ends when it has answered those that it has."""
+        was_starting = worker.state is State.STARTING
+        worker.advance(State.RETIRING)
+        self.is_changed = True
+        if was_starting and worker.is_started:
+            worker.is_asked_to_exit = True
+            self._do(partial(worker.kill, 0.0))
+
+    def _look_at_script(self, now_s: float) -> None:
+        self._next_signature_s = now_s + _RELOAD_S
+        signature = _signature_of(self._script)
+        if signature is not None and signature != self._signature:
+            self._signature = signature
+            self._generation += 1
+            self._failed_starts, self._next_start_s = 0, 0.0
+            _log.info("the script %s has changed: its workers are replaced", self._script)
+
+    def _when_next(self, now_s: float, has_work: bool) -> float:
+        at_s = self._next_signature_s if self._is_reloading and not self._is_closing else math.inf
+        for worker in self.workers:
+            if worker.state is State.STARTING:
+                at_s = min(at_s, worker.start_deadline_s)
+            elif worker.state is State.RETIRING:
+                at_s = min(at_s, worker.retire_by_s)
+        if self._next_start_s > now_s and (has_work or self._failed_starts < _MOST_FAILED):
+            at_s = min(at_s, self._next_start_s)
+        return at_s
+
+    # -- for other threads --------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        with self._ready:
+            self._ready.notify_all()
+
+    def wait_until_ready(self, timeout_s: float) -> bool:
+        """Wait until as many workers are ready as there are to be. Returns False when the time is over.
+
+        Raises:
+            TRException: no worker can be started.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._ready:
+            while sum(each.state is State.READY for each in list(self.workers)) < self.size:
+                if self._failed_starts >= _MOST_FAILED and self.error is not None:
+                    raise self.error
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0 or self._is_closing:
+                    return False
+                self._ready.wait(min(left_s, 0.5))
+        return True
+
+
+def _signature_of(path: str) -> tuple[int, int, int] | None:
+    """What tells one content of a file from another; None if there is no such file now."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
