@@ -165,7 +165,7 @@ class Dispatcher:
         workers = [each for each in self.staff.workers if each.fd is not None and each.state is not State.DEAD]
         self._next_look_s = min(self._when_to_look(), self.staff.next_look_s())
         self._is_asleep = True
-        if self._commands or self.outcomes or (self.queue and self._has_room()):
+        if self._commands or self.outcomes or self.staff.is_changed or (self.queue and self._has_room()):
             self._is_asleep = False
             return
         left_s = max(0.0, self._next_look_s - time.monotonic())
