@@ -227,9 +227,7 @@ class Feed:
                 if not self._is_fixed and time.monotonic() >= until_s:
                     break
         chunk = Chunk(items, self._tell)
-        task = ChunkTask(
-            chunk, 0, len(items), self._framework_of(first[1]), self._limit_s * len(items), self._retries
-        )
+        task = ChunkTask(chunk, 0, len(items), self._framework_of(first[1]), self._limit_s * len(items), self._retries)
         if first[1] and len(items) == 1:
             task.home = self._home_of(first[1])
         chunk.tasks.append(task)

@@ -121,7 +121,9 @@ class SessionPool(Executor):
         check_bool("quiet_mode", quiet_mode)
         for name in _OF_POOL:
             if name in options:
-                raise BadMessage(f"{name} cannot be given to a pool, which sets it for each of its sessions", detail=name)
+                raise BadMessage(
+                    f"{name} cannot be given to a pool, which sets it for each of its sessions", detail=name
+                )
         self._name = f"pool-{os.getpid()}-{secrets.token_hex(4)}"
         new_session = partial(
             PythonSession[Any],

@@ -12,9 +12,7 @@ __all__ = ["Progress", "progress_of"]
 Progress: TypeAlias = bool | str | Callable[[int, int | None], object] | None
 
 
-def progress_of(
-    progress: Any, total: int | None
-) -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
+def progress_of(progress: Any, total: int | None) -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
     """What to call with the number of new results, and what at the end.
 
     Args:
@@ -39,7 +37,8 @@ def progress_of(
         return tell, None
     if not isinstance(progress, bool | str):
         raise BadMessage(
-            f"progress is {progress!r:.80}; it must be True, a text that names the bar, or a function", detail="progress"
+            f"progress is {progress!r:.80}; it must be True, a text that names the bar, or a function",
+            detail="progress",
         )
     try:
         from tqdm.auto import tqdm

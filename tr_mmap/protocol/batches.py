@@ -7,12 +7,10 @@ item. An item that fails does not touch the others: its entry says how it failed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from ..wire.messages import FORM_NAMED
 from .messages import Failure, FailureKind
-from .named_values import unpack
 
 __all__ = [
     "BATCH",
@@ -74,8 +72,3 @@ def item_of_entry(entry: list[Any]) -> tuple[str, str, list[Any], Failure | None
     if kind == _TENSORS:
         return "", "", rest, None
     return FORM_NAMED if kind == _NAMED else "", rest[0], rest[1:], None
-
-
-def values_of(text: str, tensors: list[Any]) -> Mapping[str, Any]:
-    """The values by name of an item."""
-    return unpack(text, tensors)
