@@ -1,8 +1,9 @@
 """The dispatcher of a pool: one thread that gives requests to workers and takes their answers. Starts no process.
 
 What a pool knows is changed by this thread only, so nothing here needs a lock, and no interrupt of the program's main
-thread can stop a step halfway. Other threads append to ``queue``, ``_commands`` and ``outcomes``, and wake it. It sleeps
-on the bells of all sessions at once. What takes long, to start and to end processes, is done by ``staff.py``'s thread.
+thread can stop a step halfway. Other threads append to ``queue``, ``_commands`` and ``outcomes``, and wake it. It
+sleeps on the bells of all sessions at once. What takes long, to start and to end processes, is done by another thread
+(``staff.py``).
 
 Two requests are in each worker's ring, so that a worker never waits for the dispatcher; more if they take less than
 that is worth. A request that waits in the ring of a worker that dies was not begun: another worker gets it, and this
@@ -23,8 +24,8 @@ from typing import Final
 
 from ..base.background import Background
 from ..controller.results import Result
-from ..errors import OutOfSpace, RequestCancelled, SessionNotStarted, WorkerDied
-from .places import Places
+from ..errors import OutOfSpace, SessionNotStarted, WorkerDied
+from .outcomes import Outcomes
 from .staff import Staff
 from .stats import SessionPoolStats
 from .tasks import Attempt, Task
@@ -34,14 +35,11 @@ __all__ = ["Dispatcher"]
 
 _log = logging.getLogger("tr_mmap")
 
-_DEPTH: Final = 2  # requests in a worker's ring: one that runs, and the next
-_MOST_DEPTH: Final = 16
-_GAP_S: Final = 0.0004  # what a worker's ring is to hold, so that it is not empty before the dispatcher comes again
 _LOOK_S: Final = 0.5  # how often to look while something is in flight: a ring may be lost
 _FEW_S: Final = 0.01  # the shortest time between two looks for handlers that run for too long
 
 
-class Dispatcher:
+class Dispatcher(Outcomes):
     """The requests of one pool.
 
     Args:
@@ -49,35 +47,25 @@ class Dispatcher:
         depth: requests that are with one worker; None to choose by how long they take.
 
     Attributes:
-        queue: the requests that no worker has, the first one first.
-        outcomes: attempts that were answered or have failed, and how.
         is_shut: no more requests are taken.
         has_ended: set when all is done after that.
         pid: the process to which the pool belongs.
     """
 
     def __init__(self, staff: Staff, depth: int | None) -> None:
-        self.staff = staff
-        self.queue: deque[Task] = deque()
-        self.outcomes: deque[tuple[Attempt, Result | Exception]] = deque()
+        super().__init__(staff, depth)
         self.is_shut = False
         self.has_ended = threading.Event()
-        self.places = Places()
-        self._fixed_depth = depth
-        self._depth = depth or _DEPTH
-        self._task_s = 0.001  # how long a request takes, about
         self._commands: deque[Callable[[], None]] = deque()
         self._thread: Background | None = None
         self._starting = threading.Lock()  # held for the start of the thread
         self._ident = 0
         self._is_asleep = False
-        self._is_short_of_room = False  # a budget is used up: nothing more is sent until something is answered
         self._next_look_s = math.inf
-        self._answered = self._failed = self._retried = 0
         self.pid = os.getpid()
         staff.post = self.post
 
-    # -- for other threads ------------------------------------------------------------------------------------------------
+    # -- for other threads --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin, if it has not begun."""
@@ -121,14 +109,14 @@ class Dispatcher:
             max_workers=staff.size,
             workers=tuple(each.stats() for each in list(staff.workers) if each.state is not State.DEAD),
             waiting=sum(each.count for each in list(self.queue)),
-            done=self._answered,
-            failed=self._failed,
-            retried=self._retried,
+            done=self.answered,
+            failed=self.failed,
+            retried=self.retried,
             started=staff.started,
             died=staff.died,
         )
 
-    # -- the thread -------------------------------------------------------------------------------------------------------
+    # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self, thread: Background) -> bool:
         self._ident = threading.get_ident()
@@ -162,15 +150,15 @@ class Dispatcher:
         return False
 
     def _sleep(self, thread: Background) -> None:
-        workers = [each for each in self.staff.workers if each.fd is not None and each.state is not State.DEAD]
+        workers = [each for each in self.staff.workers if each.state is not State.DEAD]
         self._next_look_s = min(self._when_to_look(), self.staff.next_look_s())
         self._is_asleep = True
         if self._commands or self.outcomes or self.staff.is_changed or (self.queue and self._has_room()):
             self._is_asleep = False
             return
         left_s = max(0.0, self._next_look_s - time.monotonic())
-        fds = {each.fd: each for each in workers}
-        found = thread.sleep(None if left_s == math.inf else left_s, *fds)  # type: ignore[arg-type] # no None in it
+        fds = {each.fd: each for each in workers if each.fd is not None}
+        found = thread.sleep(None if left_s == math.inf else left_s, *fds)
         self._is_asleep = False
         for fd in found:
             self._process(fds[fd])
@@ -182,13 +170,15 @@ class Dispatcher:
             for each in self.staff.workers
         )
 
-    def _process(self, worker: Worker) -> None:
-        """Take a worker's answers, and notice its end."""
+    def _process(self, worker: Worker) -> bool:
+        """Take a worker's answers, and notice its end. Returns whether it lives."""
         if worker.state is State.DEAD or not worker.is_started:
-            return
+            return False
         worker.futures.process()
         if worker.is_over():
             self._bury(worker)
+            return False
+        return True
 
     def _bury(self, worker: Worker) -> None:
         """A worker has ended: what it had goes to others, and another one takes its place."""
@@ -200,7 +190,7 @@ class Dispatcher:
         for attempt in list(worker.in_flight):  # not to be expected: each has its outcome now
             attempt.settle(SessionNotStarted("the worker has ended"))
 
-    # -- giving requests to workers ---------------------------------------------------------------------------------------
+    # -- giving requests to workers -----------------------------------------------------------------------------------
 
     def _pick(self, task: Task) -> Worker | None:
         """The worker that has the fewest requests; of several, the one in whose memory the arguments lie."""
@@ -271,122 +261,7 @@ class Dispatcher:
             self._next_look_s = 0.0
         return True
 
-    def _put_back(self, task: Task) -> None:
-        task.wait_again()
-        self.queue.appendleft(task)
-
-    # -- outcomes ---------------------------------------------------------------------------------------------------------
-
-    def _take_outcomes(self) -> None:
-        counts: dict[Worker, int] = {}
-        while self.outcomes:
-            attempt, outcome = self.outcomes.popleft()
-            worker = attempt.worker
-            worker.in_flight.pop(attempt, None)
-            self._is_short_of_room = False
-            if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
-                self.staff.is_changed = True
-            if outcome.__class__ is tuple:
-                task = attempt.task
-                worker.done += task.count
-                self._answered += task.count
-                counts[worker] = counts.get(worker, 0) + 1
-                if outcome[1]:  # type: ignore[index] # a result
-                    self.places.note(outcome[1], worker)  # type: ignore[index]
-                task.finish(outcome)  # type: ignore[arg-type]
-            else:
-                self._take_error(attempt, outcome)  # type: ignore[arg-type]
-        if counts:
-            self._learn(counts)
-
-    def _learn(self, counts: dict[Worker, int]) -> None:
-        """How long requests take, from how many were answered since the last look."""
-        now_s = time.monotonic()
-        for worker, count in counts.items():
-            each_s = (now_s - worker.mark_s) / count
-            worker.mark_s = now_s
-            self._task_s += (min(each_s, 1.0) - self._task_s) * (0.5 if each_s > self._task_s else 0.1)
-        if self._fixed_depth is None:
-            self._depth = min(_MOST_DEPTH, _DEPTH + int(_GAP_S / max(self._task_s, 1e-6)))
-
-    def _take_error(self, attempt: Attempt, error: Exception) -> None:
-        worker, task = attempt.worker, attempt.task
-        if isinstance(error, WorkerDied | SessionNotStarted):
-            self._take_death(attempt, error)
-            return
-        worker.done += task.count
-        self._answered += task.count
-        if isinstance(error, RequestCancelled):
-            task.cancel()
-        elif task.is_batch and self._may_split(error):
-            self.queue.extendleft(reversed(task.split()))
-        else:
-            self._fail(task, error, is_answered=True)
-
-    def _may_split(self, error: Exception) -> bool:
-        """Whether the worker has refused a batch as such, so that its items are sent one by one."""
-        return not getattr(error, "remote_traceback", "") and not isinstance(error, OutOfSpace)
-
-    def _take_death(self, attempt: Attempt, error: Exception) -> None:
-        task, worker = attempt.task, attempt.worker
-        is_guilty = attempt.was_begun
-        task.attempts += is_guilty
-        if is_guilty and task.attempts > task.retries or self.staff.is_ending:
-            self._fail(task, self._died(task, worker, error))
-            return
-        if is_guilty:
-            self._retried += 1
-        for each in reversed(task.split() if is_guilty else [task]):
-            each.attempts = task.attempts
-            self._put_back(each)
-
-    def _died(self, task: Task, worker: Worker, error: Exception) -> WorkerDied:
-        code = getattr(error, "exit_code", None)
-        tail = getattr(error, "log_tail", "")
-        command = task.message if isinstance(task.message, str) else str(dict(task.message))
-        count = max(task.attempts, 1)
-        tried = "" if count == 1 else f" after {count} attempts"
-        why = worker.ended_for if worker.culprit is task else str(error)
-        return WorkerDied(
-            f"there is no answer to {command[:80]!r}{tried}: {why}", exit_code=code, log_tail=tail, attempts=count
-        )
-
-    def _fail(self, task: Task, error: BaseException, *, is_answered: bool = False) -> None:
-        if not is_answered:
-            self._failed += task.count
-        task.fail(error)
-
-    def _give_up_waiting(self, error: Exception) -> None:
-        """No worker can be started: what waits for one fails."""
-        self.staff.error = None
-        while self.queue:
-            task = self.queue.popleft()
-            if not task.begin():
-                continue
-            if isinstance(error, WorkerDied):
-                self._fail(
-                    task,
-                    WorkerDied(
-                        f"no worker could be started: {error}",
-                        exit_code=error.exit_code,
-                        log_tail=error.log_tail,
-                        attempts=task.attempts,
-                    ),
-                )
-            else:
-                self._fail(task, error)
-
-    def _fail_all(self, error: BaseException) -> None:
-        self.is_shut = True
-        for worker in self.staff.workers:
-            for attempt in list(worker.in_flight):
-                self._fail(attempt.task, error)
-        while self.queue:
-            self._fail(self.queue.popleft(), error)
-        self.staff.end(0.0)
-        self.has_ended.set()
-
-    # -- time -------------------------------------------------------------------------------------------------------------
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     def _when_to_look(self) -> float:
         now_s, look_s = time.monotonic(), math.inf
@@ -403,10 +278,7 @@ class Dispatcher:
     def _look(self, now_s: float) -> None:
         """Look for lost rings, for workers that have ended, and for handlers that run for too long."""
         for worker in list(self.staff.workers):
-            if not worker.is_started or worker.state is State.DEAD:
-                continue
-            self._process(worker)
-            if worker.state is State.DEAD:
+            if not self._process(worker):
                 continue
             for attempt in list(worker.in_flight):
                 limit_s = attempt.task.limit_s
@@ -427,7 +299,17 @@ class Dispatcher:
         if attempt is not None and attempt in attempt.worker.in_flight and attempt.worker.state is not State.DEAD:
             self.staff.kill(attempt.worker)
 
-    # -- the end ----------------------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def _fail_all(self, error: BaseException) -> None:
+        self.is_shut = True
+        for worker in self.staff.workers:
+            for attempt in list(worker.in_flight):
+                self._fail(attempt.task, error)
+        while self.queue:
+            self._fail(self.queue.popleft(), error)
+        self.staff.end(0.0)
+        self.has_ended.set()
 
     def shut(self, *, is_cancelling: bool, grace_s: float) -> None:
         """Take no more requests. Any thread may call this, and again.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 from ..controller.results import Result, value_of
 from ..protocol.commands import UserMessage
@@ -21,15 +21,15 @@ from .arguments import message_of
 from .batches import kind_of, nbytes_of, packed, results_of
 from .tasks import Task
 
-__all__ = ["Chunk", "Feed", "MapResults"]
+__all__ = ["FILL_S", "Chunk", "Feed", "MapParts", "MapResults"]
 
 _BATCH_S: Final = 0.002  # what a batch is to take, so that the way to the worker and back costs little beside it
 _MOST_ITEMS: Final = 128
 _MOST_NBYTES: Final = 1 << 18  # of the arguments of a batch
 _LONG_S: Final = 1e6  # a wait of days may as well have no limit
-_FILL_S: Final = 0.002  # an iterable that takes longer for its items does not hold up those that are there
+FILL_S: Final = 0.002  # an iterable that takes longer for its items does not hold up those that are there
 
-_Item = tuple[UserMessage, tuple[Any, ...]]
+_Item: TypeAlias = tuple[UserMessage, tuple[Any, ...]]
 
 
 class Chunk:
@@ -52,6 +52,15 @@ class Chunk:
         self.began_s = 0.0
         self.seconds = 0.0  # that its worker took, at most
         self._tell = tell
+
+    @staticmethod
+    def opened(value: Any) -> Any:
+        """One of the values; raises an error."""
+        if isinstance(value, _Failed):
+            raise value.error
+        if isinstance(value, Exception):  # of one item of a batch
+            raise value
+        return value
 
     def note(self, place: int, values: list[Any]) -> None:
         """The dispatcher: some items have their results."""
@@ -194,6 +203,16 @@ class Feed:
         self.is_at_end = True
         self._held = None
 
+    @property
+    def held(self) -> int:
+        """How many items were read and are in no chunk yet."""
+        return self._held is not None
+
+    @property
+    def size(self) -> int:
+        """How many items the next chunk may have."""
+        return self._size
+
     def _next_item(self) -> _Item | None:
         if self._held is not None:
             item, self._held = self._held, None
@@ -207,15 +226,16 @@ class Feed:
             return None
         return message_of(self._command, arguments)
 
-    def next_chunk(self) -> Chunk | None:
-        """The next items; None if there are no more."""
+    def next_chunk(self, most: int = _MOST_ITEMS) -> Chunk | None:
+        """The next items, at most so many if that is not the caller's choice; None if there are no more."""
+        most = self._size if self._is_fixed else min(most, self._size)
         first = self._next_item()
         if first is None:
             return None
         items = [first]
-        if self._size > 1 and (kind := kind_of(*first)) is not None:
-            nbytes, until_s = nbytes_of(first[1]), time.monotonic() + _FILL_S
-            while len(items) < self._size and nbytes < _MOST_NBYTES:
+        if most > 1 and (kind := kind_of(*first)) is not None:
+            nbytes, until_s = nbytes_of(first[1]), time.monotonic() + FILL_S
+            while len(items) < most and nbytes < _MOST_NBYTES:
                 item = self._next_item()
                 if item is None:
                     break
@@ -259,6 +279,15 @@ class _Inbox:
         self.tokens.put(None)
 
 
+MapParts: TypeAlias = tuple[
+    Callable[..., Feed],
+    Callable[[Task], None],
+    int,
+    Callable[[int], object] | None,
+    Callable[[], object] | None,
+]
+
+
 class MapResults(Iterator[Any]):
     """The results of :meth:`SessionPool.map`, in order or as they come. Close it to cancel what was not begun.
 
@@ -266,10 +295,10 @@ class MapResults(Iterator[Any]):
         make_feed: of what a chunk calls when it is done: makes the chunks.
         submit: takes a task.
         most: requests whose results were not taken.
-        is_ordered: whether the results come in the order of the items.
-        deadline_s: when the last result has to be there, by the monotonic clock.
         on_result: called with how many results were taken since the last call; None for nobody.
         on_end: called when there are no more.
+        is_ordered: whether the results come in the order of the items.
+        deadline_s: when the last result has to be there, by the monotonic clock.
     """
 
     def __init__(
@@ -277,10 +306,10 @@ class MapResults(Iterator[Any]):
         make_feed: Callable[[Callable[[Chunk], None]], Feed],
         submit: Callable[[Task], None],
         most: int,
-        is_ordered: bool,
-        deadline_s: float,
         on_result: Callable[[int], object] | None,
         on_end: Callable[[], object] | None,
+        is_ordered: bool,
+        deadline_s: float,
     ) -> None:
         self._chunks: deque[Chunk] = deque()
         self._inbox = _Inbox(is_ordered)
@@ -300,6 +329,8 @@ class MapResults(Iterator[Any]):
 
     def _fill(self) -> None:
         while len(self._chunks) < self._most:
+            if self._chunks and self._is_there():
+                return  # a slow iterable does not hold up the results
             chunk = self._feed.next_chunk()
             if chunk is None:
                 return
@@ -320,10 +351,11 @@ class MapResults(Iterator[Any]):
             if not isinstance(error, KeyboardInterrupt):
                 self.close()
             raise
-        if isinstance(value, _Failed | Exception):
+        try:
+            return Chunk.opened(value)
+        except BaseException:
             self.close()
-            raise value.error if isinstance(value, _Failed) else value
-        return value
+            raise
 
     def _take_chunk(self) -> None:
         """Wait for the next chunk, and take its results."""
@@ -336,14 +368,15 @@ class MapResults(Iterator[Any]):
         chunk.values = []  # the views are the caller's from here on
         self._fill()
 
+    def _is_there(self) -> bool:
+        """Whether the next chunk to be taken is done."""
+        return self._chunks[0].is_done if self._is_ordered else bool(self._inbox.finished)
+
     def _wait(self) -> Chunk:
         inbox, is_late = self._inbox, False
         while True:
-            if self._is_ordered:
-                if self._chunks[0].is_done:
-                    return self._chunks[0]
-            elif inbox.finished:
-                return inbox.finished.popleft()
+            if self._is_there():
+                return self._chunks[0] if self._is_ordered else inbox.finished.popleft()
             if is_late:
                 raise TimeoutError("the results of map() were not there in time")
             left_s = self._deadline_s - time.monotonic()

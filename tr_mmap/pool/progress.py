@@ -41,7 +41,7 @@ def progress_of(progress: Any, total: int | None) -> tuple[Callable[[int], objec
             detail="progress",
         )
     try:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore] # it has no types of its own
     except ImportError as error:
         raise MissingPackage(
             "progress=True shows a bar of tqdm, which is not installed: pip install tqdm; or give a function",

@@ -285,7 +285,7 @@ class Staff:
         ready = [each for each in self.workers if each.state is State.READY]
         if self._is_closing:
             for worker in [*starting, *ready]:
-                self._retire(worker, now_s)
+                self._retire(worker)
         else:
             self._fill(starting, ready, now_s, has_work)
         self._next_adjust_s = self._when_next(now_s, has_work)
@@ -300,14 +300,14 @@ class Staff:
                 self._hire(now_s)
         ready.sort(key=lambda each: (each.generation == self._generation, len(each.in_flight)))
         for worker in ready[: max(0, len(ready) - self.size)]:
-            self._retire(worker, now_s)
+            self._retire(worker)
         for worker in starting[: max(0, min(-missing, len(starting)))]:
-            self._retire(worker, now_s)
+            self._retire(worker)
 
     def _see_to(self, worker: Worker, now_s: float) -> None:
         """What the time, or its last answer, means for a worker."""
         if worker.state is State.READY and worker.left <= 0:
-            self._retire(worker, now_s)
+            self._retire(worker)
         if worker.state is State.STARTING and now_s >= worker.start_deadline_s:
             worker.death = ResponseTimeout(
                 f"a worker of {self._script!r} was not ready after {self._start_timeout_s:g} s; it must run a server "
@@ -327,7 +327,7 @@ class Staff:
             worker.retire_by_s = math.inf
             self._do(partial(worker.kill, TERMINATE_GRACE_S), is_first=True)
 
-    def _retire(self, worker: Worker, now_s: float) -> None:
+    def _retire(self, worker: Worker) -> None:
         """A worker gets no more requests, and ends when it has answered those that it has."""
         was_starting = worker.state is State.STARTING
         worker.advance(State.RETIRING)

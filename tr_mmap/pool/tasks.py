@@ -264,7 +264,7 @@ class PoolFuture(Future[Any]):
 
     def _store_cancelled(self) -> None:
         self._state = _CANCELLED
-        for waiter in self._waiters:  # type: ignore[attr-defined]
+        for waiter in self._waiters:
             waiter.add_cancelled(self)
         self._condition.notify_all()
 

@@ -1,8 +1,8 @@
 """Several requests for one command in one message, and their results in one response. No I/O.
 
-Both are values by name (:mod:`.named_values`) whose first name is ``BATCH``. A request has columns: each tensor argument
-of all items is one tensor, stacked. A response has the results stacked too, if they are alike; else an entry for each
-item. An item that fails does not touch the others: its entry says how it failed.
+Both are values by name (:mod:`.named_values`) whose first name is ``BATCH``. A request has columns: each tensor
+argument of all items is one tensor, stacked. A response has the results stacked too, if they are alike; else an entry
+for each item. An item that fails does not touch the others: its entry says how it failed.
 """
 
 from __future__ import annotations

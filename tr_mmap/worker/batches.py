@@ -203,7 +203,7 @@ def _is_plain_torch(value: Any) -> bool:
 
 
 def _copy_of(value: Any) -> Any:
-    """A tensor of its own, which nobody changes before it is sent. What is no tensor fails now, and not with the others.
+    """A tensor of its own, which nobody changes before it is sent.
 
     Raises:
         UnsupportedTensor: it is none.
