@@ -280,6 +280,7 @@ class AsyncMapResults(AsyncIterator[Any]):
     ) -> None:
         self._calls = calls
         self._source = source
+        self._is_fed = source is not None
         self._items: deque[tuple[Any, ...]] = deque()  # of the source, that are not in a chunk yet
         self._is_ordered = is_ordered
         self._deadline_s = deadline_s
@@ -341,7 +342,7 @@ class AsyncMapResults(AsyncIterator[Any]):
     async def _fill(self) -> None:
         while len(self._chunks) < self._most and not (self._chunks and self._is_there()):
             most = self._feed.size
-            if self._source is not None:
+            if self._is_fed:
                 most = await self._read(most)
                 if not most:
                     return

@@ -7,6 +7,7 @@ takes less than ``_BATCH_S``.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -226,9 +227,9 @@ class Feed:
             return None
         return message_of(self._command, arguments)
 
-    def next_chunk(self, most: int = _MOST_ITEMS) -> Chunk | None:
-        """The next items, at most so many if that is not the caller's choice; None if there are no more."""
-        most = self._size if self._is_fixed else min(most, self._size)
+    def next_chunk(self, most: float = math.inf) -> Chunk | None:
+        """The next items, at most so many; None if there are no more."""
+        most = min(most, self._size)
         first = self._next_item()
         if first is None:
             return None

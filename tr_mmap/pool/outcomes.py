@@ -44,6 +44,7 @@ class Outcomes:
         self.outcomes: deque[tuple[Attempt, Result | Exception]] = deque()
         self.places = Places()
         self.answered = self.failed = self.retried = 0
+        self._returned: list[Task] = []  # that have to be sent again
         self._fixed_depth = depth
         self._depth = depth or _DEPTH
         self._task_s = 0.001  # how long a request takes, about
@@ -72,6 +73,9 @@ class Outcomes:
             if outcome[1]:
                 self.places.note(outcome[1], worker)
             task.finish(outcome)
+        if self._returned:
+            self.queue.extendleft(reversed(self._returned))  # in the order in which they were sent
+            self._returned.clear()
         if counts:
             self._learn(counts)
 
@@ -95,7 +99,7 @@ class Outcomes:
         if isinstance(error, RequestCancelled):
             task.cancel()
         elif task.is_batch and self._may_split(error):
-            self.queue.extendleft(reversed(task.split()))
+            self._returned += task.split()
         else:
             self._fail(task, error, is_answered=True)
 
@@ -112,9 +116,10 @@ class Outcomes:
             return
         if is_guilty:
             self.retried += 1
-        for each in reversed(task.split() if is_guilty else [task]):
+        for each in task.split() if is_guilty else [task]:
             each.attempts = task.attempts
-            self._put_back(each)
+            each.wait_again()
+            self._returned.append(each)
 
     def _died(self, task: Task, worker: Worker, error: Exception) -> WorkerDied:
         code = getattr(error, "exit_code", None)

@@ -100,6 +100,7 @@ class Staff:
         self._generation = 0
         self._failed_generation = -1
         self._failed_starts = 0
+        self._last_error: Exception | None = None  # why none can be started, until one can
         self._next_start_s = 0.0
         self._next_adjust_s = 0.0
         self._is_reloading = is_reloading and script != DEFAULT_WORKER
@@ -194,7 +195,7 @@ class Staff:
         if not self.broadcasts.admit(worker):  # it lacks some that were sent meanwhile
             self._do(partial(self._bring_rest, worker))
             return
-        self._failed_starts = 0
+        self._failed_starts, self._last_error = 0, None
         self.is_changed = True
         self._tell()
 
@@ -230,7 +231,7 @@ class Staff:
             self._failed_generation = worker.generation
             _log.warning("a worker with the changed script could not be started; those that run go on: %s", error)
         elif not has_others and self._failed_starts >= _MOST_FAILED:
-            self.error = error
+            self.error = self._last_error = error
             self._tell()
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
@@ -371,8 +372,8 @@ class Staff:
         deadline_s = time.monotonic() + timeout_s
         with self._ready:
             while sum(each.state is State.READY for each in list(self.workers)) < self.size:
-                if self._failed_starts >= _MOST_FAILED and self.error is not None:
-                    raise self.error
+                if self._last_error is not None:
+                    raise self._last_error
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or self._is_closing:
                     return False
