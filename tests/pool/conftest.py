@@ -26,6 +26,19 @@ def open_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
         yield start
 
 
+@pytest.fixture
+def open_blocking() -> Iterator[Callable[..., Way]]:
+    """The same by ``SessionPool`` only: for what both ways do by the same code."""
+    with ExitStack() as opened:
+
+        def start(size: int = 1, **options: Any) -> Way:
+            way = made("blocking", size, **options)
+            opened.callback(way.end)
+            return way
+
+        yield start
+
+
 @pytest.fixture(scope="session")
 def _shared_pools() -> Iterator[Callable[[str], Way]]:
     with ExitStack() as opened:

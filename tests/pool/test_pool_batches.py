@@ -1,4 +1,4 @@
-"""Small items of a map go in one message; what their handlers get, and what their callers get, is as if they did not."""
+"""Small items of a map go in one message; their handlers and their callers notice nothing of that."""
 
 from __future__ import annotations
 

@@ -61,14 +61,14 @@ def test_a_request_is_tried_again_as_often_as_allowed(open_pool: Callable[..., W
     assert way.stats().retried == 2
 
 
-def test_an_error_of_a_handler_is_not_tried_again(open_pool: Callable[..., Way], tmp_path: Path) -> None:
-    way = open_pool(1, retries=5)
+def test_an_error_of_a_handler_is_not_tried_again(open_blocking: Callable[..., Way], tmp_path: Path) -> None:
+    way = open_blocking(1, retries=5)
     assert isinstance(way.ask("fail why"), RemoteError)
     assert way.stats().retried == 0
 
 
-def test_a_handler_that_hangs_is_ended_and_its_worker_replaced(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1, timeout_ms=200, max_in_flight=4)
+def test_a_handler_that_hangs_is_ended_and_its_worker_replaced(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1, timeout_ms=200, max_in_flight=4)
     assert way.ask("say x") == "x"
     hanging = way.submit("hog")  # no signal but SIGKILL ends it
     behind = [way.submit("say", number) for number in range(10)]
@@ -91,8 +91,8 @@ def test_the_time_of_a_request_begins_when_its_handler_does(gate: Gate) -> None:
         assert pool.stats().died == 0
 
 
-def test_a_stopped_worker_is_ended_too(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1, timeout_ms=300)
+def test_a_stopped_worker_is_ended_too(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1, timeout_ms=300)
     pid = int(way.ask("pid"))
     running = way.submit("sleep 100")
     wait_until(lambda: way.stats().workers[0].in_flight == 1)
@@ -101,24 +101,24 @@ def test_a_stopped_worker_is_ended_too(open_pool: Callable[..., Way]) -> None:
     assert way.ask("say x") == "x"
 
 
-def test_an_idle_worker_that_dies_is_replaced(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1)
+def test_an_idle_worker_that_dies_is_replaced(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1)
     pid = int(way.ask("pid"))
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: [each.pid for each in way.stats().workers if each.state == "ready"] not in ([pid], []))
     assert int(way.ask("pid")) != pid
 
 
-def test_a_worker_that_leaves_by_itself_is_replaced(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1)
+def test_a_worker_that_leaves_by_itself_is_replaced(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1)
     error = way.ask("leave 3")
     assert isinstance(error, WorkerDied)
     assert error.exit_code == 3
     assert way.ask("say x") == "x"
 
 
-def test_a_poisonous_item_of_a_map_fails_and_the_rest_of_its_batch_does_not(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1, retries=1)
+def test_a_poisonous_item_of_a_map_fails_and_the_rest_of_its_batch_does_not(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1, retries=1)
     items = [np.full(2, number) for number in range(40)]
     found = way.mapped("poison", items[:13], chunksize=13)
     assert [int(each[0]) for each in found] == list(range(13))
@@ -140,9 +140,9 @@ def test_a_running_request_may_be_cancelled_by_force(gate: Gate) -> None:
 
 
 def test_a_script_that_cannot_start_is_told_with_its_output_and_the_pool_does_not_hang(
-    open_pool: Callable[..., Way], tmp_path: Path
+    open_blocking: Callable[..., Way], tmp_path: Path
 ) -> None:
-    way = open_pool(2, script=script(tmp_path, "import no_such_module_at_all\n"))
+    way = open_blocking(2, script=script(tmp_path, "import no_such_module_at_all\n"))
     for _ in range(2):
         error = way.ask("say x")
         assert isinstance(error, WorkerDied)
@@ -152,20 +152,19 @@ def test_a_script_that_cannot_start_is_told_with_its_output_and_the_pool_does_no
         way.call("wait_until_ready")
 
 
-def test_what_on_start_raises_is_told_too(open_pool: Callable[..., Way], tmp_path: Path) -> None:
-    text = (
-        "from tr_mmap import Server\nserver = Server()\n@server.on_start\ndef load():\n    raise OSError('no model')\n"
-    )
-    way = open_pool(1, script=script(tmp_path, text + "server.run()\n"))
+def test_what_on_start_raises_is_told_too(open_blocking: Callable[..., Way], tmp_path: Path) -> None:
+    load = "@server.on_start\ndef load():\n    raise OSError('no model')\n"
+    text = f"from tr_mmap import Server\nserver = Server()\n{load}server.run()\n"
+    way = open_blocking(1, script=script(tmp_path, text))
     error = way.ask("say x")
     assert isinstance(error, WorkerDied)
     assert "no model" in error.log_tail
 
 
 def test_a_worker_that_is_never_ready_counts_as_one_that_cannot_start(
-    open_pool: Callable[..., Way], tmp_path: Path
+    open_blocking: Callable[..., Way], tmp_path: Path
 ) -> None:
-    way = open_pool(1, script=script(tmp_path, "import signal\nsignal.pause()\n"), start_timeout_ms=200)
+    way = open_blocking(1, script=script(tmp_path, "import signal\nsignal.pause()\n"), start_timeout_ms=200)
     error = way.ask("say x")
     assert "was not ready after 0.2 s" in str(error)
 
@@ -181,8 +180,8 @@ def _kill_for(pool: SessionPool, kills: int, is_over: threading.Event, killed: l
         victim = chosen.choice(ready)
         began_s = time.monotonic()
         os.kill(victim.pid or 0, signal.SIGKILL)
-        wait_until(lambda: sum(each.state == "ready" for each in pool.stats().workers) >= 2)
         wait_until(lambda: victim.pid not in [each.pid for each in pool.stats().workers])  # noqa: B023
+        wait_until(lambda: sum(each.state == "ready" for each in pool.stats().workers) >= 2)
         killed.append(time.monotonic() - began_s)
     is_over.set()
 
