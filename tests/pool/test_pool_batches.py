@@ -138,9 +138,7 @@ def test_torch_tensors_go_in_batches_too() -> None:
         items = [torch.full((2,), number, dtype=torch.bfloat16) for number in range(9)]
         alone, together = one_by_one_and_together(pool, "echo", items)
     assert all(isinstance(each, torch.Tensor) and each.dtype is torch.bfloat16 for each in together)
-    assert (
-        [each.tolist() for each in together] == [each.tolist() for each in alone] == [each.tolist() for each in items]
-    )
+    assert plain(together) == plain(alone) == plain(items)
 
 
 def test_no_worker_answers_more_than_it_may_whatever_the_batches(tmp_path: Path) -> None:

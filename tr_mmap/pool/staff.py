@@ -302,7 +302,8 @@ class Staff:
         ready.sort(key=lambda each: (each.generation == self._generation, len(each.in_flight)))
         for worker in ready[: max(0, len(ready) - self.size)]:
             self._retire(worker)
-        for worker in starting[: max(0, min(-missing, len(starting)))]:
+        spare = len(starting) + len(ready) - self.size - bool(old)  # beside old ones, one may start
+        for worker in starting[: max(0, spare)]:
             self._retire(worker)
 
     def _see_to(self, worker: Worker, now_s: float) -> None:
