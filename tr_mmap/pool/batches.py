@@ -13,7 +13,7 @@ import numpy as np
 
 from ..controller.results import Result, remote_error, value_of
 from ..errors import BadMessage
-from ..protocol.batches import BATCH, COLUMNS, ENTRIES, STACK, TEXTS, item_of_entry
+from ..protocol.batches import BATCH, COLUMNS, ENTRIES, SECONDS, STACK, TEXTS, item_of_entry
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Response
 from ..protocol.named_values import FORM_NAMED, unpack
@@ -28,6 +28,8 @@ def kind_of(message: UserMessage, tensors: Sequence[Any]) -> Hashable:
     """What requests have in common that fit into one batch; None for one that fits into none."""
     if not isinstance(message, str) or message[:1] == "{":
         return None
+    if len(tensors) == 1 and type(array := tensors[0]) is np.ndarray and array.dtype.kind in _DTYPE_KINDS:
+        return (array.dtype, array.shape) if array.nbytes <= ITEM_NBYTES else None  # the usual case, in fewer steps
     shapes: list[Hashable] = []
     for each in tensors:
         if type(each) is np.ndarray:
@@ -73,8 +75,8 @@ def _stacked(tensors: list[Any]) -> Any:
     return sys.modules["torch"].stack(tensors)
 
 
-def results_of(result: Result, count: int) -> list[Any]:
-    """The results of the items of a batch: what ``calculate`` returns for each, or its error.
+def results_of(result: Result, count: int) -> tuple[list[Any], float]:
+    """The results of the items of a batch: what ``calculate`` returns for each, or its error; and how long they took.
 
     Raises:
         BadMessage: the response is not one of so many items.
@@ -85,8 +87,10 @@ def results_of(result: Result, count: int) -> list[Any]:
         raise BadMessage(f"the response to a batch of {count} requests is not one", detail=response.result[:80])
     stack = values.get(STACK)
     if stack is not None:
-        return [stack[number, ...] for number in range(count)]
-    return [_result_of(response.command, each) for each in values[ENTRIES]]
+        # A row of a tensor with one dimension would be a scalar.
+        rows = list(stack) if stack.ndim > 1 else [stack[number, ...] for number in range(count)]
+        return rows, values[SECONDS]
+    return [_result_of(response.command, each) for each in values[ENTRIES]], values[SECONDS]
 
 
 def _result_of(command: str, entry: list[Any]) -> Any:

@@ -266,7 +266,9 @@ class Dispatcher(Outcomes):
     def _when_to_look(self) -> float:
         now_s, look_s = time.monotonic(), math.inf
         for worker in self.staff.workers:
-            if worker.in_flight:
+            if worker.in_flight or (
+                worker.fd is None and worker.is_started
+            ):  # without a bell, nothing tells of its end
                 look_s = min(look_s, now_s + _LOOK_S)
                 for attempt in worker.in_flight:
                     limit_s = attempt.task.limit_s

@@ -1,8 +1,8 @@
 """``SessionPool.map``: requests for the items of an iterable, a few at a time, and their results. Sends nothing.
 
 The iterable is read in the thread that takes the results, and never further ahead than ``buffersize`` requests. Small
-requests that take little time go as batches. How many items a batch has is found out: it doubles as long as a batch
-takes less than ``_BATCH_S``.
+requests that take little time go as batches. How many items a batch has is found out: its worker says how long their
+handlers took, and a batch is to take ``_BATCH_S``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
+import numpy as np
+
 from ..controller.results import Result, value_of
 from ..protocol.commands import UserMessage
 from .arguments import message_of
@@ -25,7 +27,8 @@ from .tasks import Task
 __all__ = ["FILL_S", "Chunk", "Feed", "MapParts", "MapResults"]
 
 _BATCH_S: Final = 0.002  # what a batch is to take, so that the way to the worker and back costs little beside it
-_MOST_ITEMS: Final = 128
+_PROBE_S: Final = 0.05  # a single request that took longer is not tried in a batch
+_MOST_ITEMS: Final = 256
 _MOST_NBYTES: Final = 1 << 18  # of the arguments of a batch
 _LONG_S: Final = 1e6  # a wait of days may as well have no limit
 FILL_S: Final = 0.002  # an iterable that takes longer for its items does not hold up those that are there
@@ -40,9 +43,22 @@ class Chunk:
         items: their requests.
         values: their results or errors, as far as they are known.
         is_done: all are.
+        seconds: from the moment that its worker got it until it was done.
+        handlers_s: how long the handlers took, as the worker says; 0 if it does not.
     """
 
-    __slots__ = ("_tell", "_units", "began_s", "is_done", "items", "missing", "seconds", "tasks", "values")
+    __slots__ = (
+        "_tell",
+        "_units",
+        "began_s",
+        "handlers_s",
+        "is_done",
+        "items",
+        "missing",
+        "seconds",
+        "tasks",
+        "values",
+    )
 
     def __init__(self, items: list[_Item], tell: Callable[[Chunk], None]) -> None:
         self.items = items
@@ -51,7 +67,8 @@ class Chunk:
         self.is_done = False
         self.tasks: list[ChunkTask] = []
         self.began_s = 0.0
-        self.seconds = 0.0  # that its worker took, at most
+        self.seconds = 0.0
+        self.handlers_s = 0.0
         self._tell = tell
 
     @staticmethod
@@ -109,7 +126,10 @@ class ChunkTask(Task):
         if self._is_cancelled:
             return
         try:
-            values = results_of(result, self.count) if self.is_batch else [value_of(result)]
+            if self.is_batch:
+                values, self._chunk.handlers_s = results_of(result, self.count)
+            else:
+                values = [value_of(result)]
         except Exception as error:  # what it means cannot be read: that is the outcome
             self.fail(error)
             return
@@ -196,6 +216,7 @@ class Feed:
         self._retries = retries
         self._home_of = home_of
         self._tell = tell
+        self._item_s = math.inf  # how long a handler takes, as far as is known
         self._held: _Item | None = None  # read, and did not fit
         self.is_at_end = False
 
@@ -225,6 +246,8 @@ class Feed:
         except StopIteration:
             self.is_at_end = True
             return None
+        if len(arguments) == 1 and type(arguments[0]) is np.ndarray and type(self._command) is str:
+            return self._command, arguments  # the usual case, in fewer steps
         return message_of(self._command, arguments)
 
     def next_chunk(self, most: float = math.inf) -> Chunk | None:
@@ -259,10 +282,11 @@ class Feed:
         count = len(chunk.values)
         if self._is_fixed or count < self._size:
             return
-        if chunk.seconds < _BATCH_S:
-            self._size = min(_MOST_ITEMS, self._size * 2)
-        elif chunk.seconds > 8 * _BATCH_S:
-            self._size = max(1, self._size // 2)
+        if chunk.handlers_s:
+            self._item_s = chunk.handlers_s / count
+            self._size = max(1, min(_MOST_ITEMS, self._size * 2, int(_BATCH_S / self._item_s)))
+        elif chunk.seconds < min(_PROBE_S, self._item_s):
+            self._size = 2  # its worker will say how long that takes
 
 
 class _Inbox:

@@ -33,6 +33,7 @@ _log = logging.getLogger("tr_mmap")
 _MOST_FAILED: Final = 3  # starts in a row, until requests are told that there is no worker
 _FIRST_PAUSE_S: Final = 0.05  # after a start that has failed; each one doubles it
 _LONGEST_PAUSE_S: Final = 2.0
+_ASK_FILES_MS: Final = 2000.0
 _RELOAD_S: Final = 0.25  # how often to look whether the script has changed
 
 
@@ -163,7 +164,8 @@ class Staff:
     @staticmethod
     def _ask_to_exit(worker: Worker) -> None:
         """The janitor: request that a worker exit; it does so after its last answer."""
-        worker.session.please_exit(0.0, ensure=False)
+        # A channel of files has to be asked again and again.
+        worker.session.please_exit(_ASK_FILES_MS if worker.fd is None else 0.0, ensure=False)
 
     # -- a worker's life ----------------------------------------------------------------------------------------------
 

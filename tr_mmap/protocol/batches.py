@@ -18,6 +18,7 @@ __all__ = [
     "COLUMNS",
     "ENTRIES",
     "NO_BATCHES",
+    "SECONDS",
     "STACK",
     "TEXTS",
     "entry_of_failure",
@@ -31,6 +32,7 @@ BATCH: Final = "tr_mmap.batch"  # the number of items
 BATCH_START: Final = f'{{"{BATCH}":'  # how the text of such a message begins
 TEXTS: Final = "texts"  # of a request: the words of each item; one text if all have the same
 COLUMNS: Final = "columns"  # of a request: the tensors
+SECONDS: Final = "seconds"  # of a response: how long the handlers took in all
 STACK: Final = "stack"  # of a response: all results
 ENTRIES: Final = "entries"  # of a response: one list for each result
 NO_BATCHES: Final = "this worker takes one request at a time"

@@ -7,6 +7,7 @@ result is copied before the next call, because a function may return the same ar
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,7 @@ from ..protocol.batches import (
     BATCH,
     COLUMNS,
     ENTRIES,
+    SECONDS,
     STACK,
     TEXTS,
     entry_of_failure,
@@ -141,6 +143,7 @@ class _Results:
     def __init__(self, server: Server, count: int) -> None:
         self._server = server
         self._count = count
+        self._began_s = time.perf_counter()
         self._stack: Any = None
         self._stacked = 0  # rows that have a result
         self._entries: list[list[Any]] | None = None  # once the results are not alike
@@ -187,7 +190,7 @@ class _Results:
 
     def send(self) -> None:
         """Make them the reply."""
-        values: dict[str, Any] = {BATCH: self._count}
+        values: dict[str, Any] = {BATCH: self._count, SECONDS: time.perf_counter() - self._began_s}
         if self._entries is None:
             values[STACK] = self._stack
         else:
