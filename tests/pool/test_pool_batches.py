@@ -144,6 +144,6 @@ def test_torch_tensors_go_in_batches_too() -> None:
 def test_no_worker_answers_more_than_it_may_whatever_the_batches(tmp_path: Path) -> None:
     with SessionPool(POOL_TOOLS, 1, quiet_mode=True, max_tasks_per_child=3) as pool:
         assert len(list(pool.map("say", range(7), chunksize=2))) == 7
-        assert pool.stats().started >= 4  # two, two, two and one
+        assert pool.stats().started >= 3  # two, two, and two and one
         pids = [pool.calculate("pid") for _ in range(7)]
     assert max(pids.count(each) for each in pids) <= 3

@@ -28,6 +28,7 @@ __all__ = ["FILL_S", "Chunk", "Feed", "MapParts", "MapResults"]
 
 _BATCH_S: Final = 0.002  # what a batch is to take, so that the way to the worker and back costs little beside it
 _PROBE_S: Final = 0.05  # a single request that took longer is not tried in a batch
+_GROWTH: Final = 4
 _MOST_ITEMS: Final = 256
 _MOST_NBYTES: Final = 1 << 18  # of the arguments of a batch
 _LONG_S: Final = 1e6  # a wait of days may as well have no limit
@@ -49,7 +50,6 @@ class Chunk:
 
     __slots__ = (
         "_tell",
-        "_units",
         "began_s",
         "handlers_s",
         "is_done",
@@ -284,9 +284,9 @@ class Feed:
             return
         if chunk.handlers_s:
             self._item_s = chunk.handlers_s / count
-            self._size = max(1, min(_MOST_ITEMS, self._size * 2, int(_BATCH_S / self._item_s)))
+            self._size = max(1, min(_MOST_ITEMS, self._size * _GROWTH, int(_BATCH_S / self._item_s)))
         elif chunk.seconds < min(_PROBE_S, self._item_s):
-            self._size = 2  # its worker will say how long that takes
+            self._size = _GROWTH  # its worker will say how long that takes
 
 
 class _Inbox:
