@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from ..base import system
 from ..base.background import Background
 from ..controller.results import Result
 from ..controller.session import PythonSession
@@ -387,7 +388,7 @@ class Staff:
 def _signature_of(path: str) -> tuple[int, int, int] | None:
     """What tells one content of a file from another; None if there is no such file now."""
     try:
-        found = os.stat(path)
+        found = system.status(os.path.realpath(path))
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -41,17 +41,17 @@ def _items(nbytes: int, count: int) -> Iterator[Any]:
 
 def _ours(stack: ExitStack) -> Mapper:
     pool = stack.enter_context(SessionPool("default", _WORKERS, quiet_mode=True))
-    return lambda items, count: pool.map("square", items)
+    return lambda items, _: pool.map("square", items)
 
 
 def _standard(stack: ExitStack) -> Mapper:
     pool = stack.enter_context(ProcessPoolExecutor(_WORKERS, get_context("spawn")))
-    return lambda items, count: pool.map(square, items)
+    return lambda items, _: pool.map(square, items)
 
 
 def _imap(stack: ExitStack) -> Mapper:
     pool = stack.enter_context(get_context("spawn").Pool(_WORKERS))
-    return lambda items, count: pool.imap(square, items)
+    return lambda items, _: pool.imap(square, items)
 
 
 def _loky(stack: ExitStack) -> Mapper:
@@ -59,14 +59,14 @@ def _loky(stack: ExitStack) -> Mapper:
 
     pool = loky.ProcessPoolExecutor(_WORKERS)
     stack.callback(pool.shutdown)
-    return lambda items, count: pool.map(square, items)
+    return lambda items, _: pool.map(square, items)
 
 
 def _joblib(stack: ExitStack) -> Mapper:
     import joblib
 
     call, pool = joblib.delayed(square), stack.enter_context(joblib.Parallel(_WORKERS, return_as="generator"))
-    return lambda items, count: pool(call(each) for each in items)
+    return lambda items, _: pool(call(each) for each in items)
 
 
 def _mpire(stack: ExitStack) -> Mapper:
@@ -85,7 +85,7 @@ def _ray(stack: ExitStack) -> Mapper:
     stack.callback(ray.shutdown)
     actor = ray.remote(_Actor)
     pool = ActorPool([actor.remote() for _ in range(_WORKERS)])
-    return lambda items, count: pool.map(lambda each, x: each.square.remote(x), items)
+    return lambda items, _: pool.map(lambda each, x: each.square.remote(x), items)
 
 
 class _Actor:
