@@ -106,6 +106,25 @@ def test_a_map_that_is_dropped_or_closed_cancels_what_was_not_begun(gate: Gate, 
     assert not mark.exists()
 
 
+def test_a_future_that_is_dropped_takes_its_result_with_it(pool: SessionPool) -> None:
+    gc.collect()
+    gc.disable()  # no cycle is to be found by it
+    try:
+        futures = [pool.submit("twice", np.ones(100_000)) for _ in range(4)]
+        gone = [weakref.ref(each.result()) for each in futures]
+        pool.calculate("say x")  # the dispatcher has nothing more to do with them
+        del futures
+        assert [each() for each in gone] == [None] * 4
+        future = pool.submit("fail why")
+        error = weakref.ref(future)
+        assert future.exception() is not None
+        pool.calculate("say x")
+        del future
+        assert error() is None
+    finally:
+        gc.enable()
+
+
 def test_results_are_not_kept_by_a_map(pool: SessionPool) -> None:
     results = pool.map("twice", [np.ones(100_000) for _ in range(10)])
     first = weakref.ref(next(results))

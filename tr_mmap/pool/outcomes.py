@@ -60,6 +60,7 @@ class Outcomes:
             attempt, outcome = self.outcomes.popleft()
             worker = attempt.worker
             worker.in_flight.pop(attempt, None)
+            attempt.task.attempt = None  # no cycle keeps the result alive
             self._is_short_of_room = False
             if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
                 self.staff.is_changed = True

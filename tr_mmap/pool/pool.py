@@ -118,8 +118,10 @@ class SessionPool(PoolLifecycle):
         )
         if tensors:
             task.home = dispatcher.places.home_of(tensors)
+        future = task.future
+        assert future is not None  # it has no outcome yet
         dispatcher.submit(task)
-        return task.future
+        return future
 
     def calculate(
         self,

@@ -168,43 +168,60 @@ class FutureTask(Task):
         super().__init__(*arguments)
         self._shape = shape
         self.is_waiting = True
-        self.future = PoolFuture(hub, self)
+        self.future: PoolFuture | None = PoolFuture(hub, self)  # None once that has its outcome: no cycle keeps that
 
     def begin(self) -> bool:
         future = self.future
+        if future is None:
+            return False
         with future._condition:
             self.is_waiting = False
             if future._state == _RUNNING:  # it was tried before
                 return True
-            return future._state != _CANCELLED and future.set_running_or_notify_cancel()
+            is_wanted = future._state != _CANCELLED and future.set_running_or_notify_cancel()
+        if not is_wanted:
+            self._release()
+        return is_wanted
 
     def wait_again(self) -> None:
         super().wait_again()
         self.is_waiting = True
 
     def finish(self, result: Result) -> None:
+        future = self.future
+        if future is None:
+            return
         try:
             value = self._shape(result)
         except Exception as error:  # what it means cannot be read: that is the outcome
             self.fail(error)
             return
+        self._release()
         try:
-            self.future.set_result(value)
+            future.set_result(value)
         except InvalidStateError:
             pass  # it was cancelled meanwhile
-        self.tensors = ()
 
     def fail(self, error: BaseException) -> None:
+        future = self.future
+        if future is None:
+            return
+        self._release()
         try:
-            self.future.set_exception(error)
+            future.set_exception(error)
         except InvalidStateError:
             pass
-        self.tensors = ()
 
     def cancel(self) -> None:
-        if not self.future.cancel():
-            self.future.note_cancelled()
+        future = self.future
+        if future is not None and not future.cancel():
+            future.note_cancelled()
+        self._release()
+
+    def _release(self) -> None:
         self.tensors = ()
+        self.future = None
+        self.attempt = None
 
 
 class PoolFuture(Future[Any]):
