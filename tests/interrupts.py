@@ -19,14 +19,20 @@ class Stop(BaseException):
     """What the handler raises."""
 
 
-def interrupted_at(step: int, action: Callable[[], object]) -> bool:
-    """Run ``action``, and raise at that step of ours at which a handler could; whether it had so many."""
+def interrupted_at(step: int, action: Callable[[], object], places: tuple[str, ...] = (PACKAGE,)) -> bool:
+    """Run ``action``, and raise at that step of ours at which a handler could; whether it had so many.
+
+    Args:
+        step: which, from 1.
+        action: what is interrupted.
+        places: how the paths begin of the files whose steps count.
+    """
 
     def stop() -> None:
         raise Stop
 
     try:
-        return handled_at(step, action, stop)
+        return handled_at(step, action, stop, places)
     except Stop:
         return True
 
@@ -68,7 +74,9 @@ def forked_at(step: int, action: Callable[[], object]) -> bool:
             os._exit(3)  # it goes on in its parent's code
 
 
-def handled_at(step: int, action: Callable[[], object], handle: Callable[[], object]) -> bool:
+def handled_at(
+    step: int, action: Callable[[], object], handle: Callable[[], object], places: tuple[str, ...] = (PACKAGE,)
+) -> bool:
     """Run ``action``, and ``handle`` at that step of ours at which a handler could run; whether it had so many.
 
     ``handle`` may call this function, as one signal handler may interrupt another.
@@ -78,7 +86,7 @@ def handled_at(step: int, action: Callable[[], object], handle: Callable[[], obj
     def on_event(frame: FrameType, event: str, _: object) -> None:
         nonlocal count
         # The interpreter runs handlers on entering a function, and when a builtin one has returned.
-        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(PACKAGE):
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(places):
             # What is raised in a generator that is closed, because it is not needed any more, comes out nowhere.
             if frame.f_code.co_name == "<genexpr>" or is_in_finalizer(frame):
                 return

@@ -210,6 +210,8 @@ def has_ended(pid: int, within_s: float = BOUND_S) -> bool:
         psutil.Process(pid).wait(within_s)
     except psutil.NoSuchProcess:
         return True
+    except FileNotFoundError:  # psutil does not know that Linux says so of a process that has just ended
+        return has_ended(pid, within_s)
     except psutil.TimeoutExpired:
         return False
     return True

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from channel_ends import Ends
 
-from tr_mmap.channel import mapped
+from tr_mmap.channel import status_page
 from tr_mmap.protocol.status import Status, StatusLine
 from tr_mmap.wire.messages import HEARTBEAT_OFFSET, STATUS_PAGE_FILE
 from tr_mmap.wire.waits import STATUS_RETRIES
@@ -40,7 +40,7 @@ def test_a_status_in_the_middle_of_a_store_is_read_again(
     mapped_ends: Ends, monkeypatch: pytest.MonkeyPatch, torn: bytes, pauses: int
 ) -> None:
     store(mapped_ends, torn)
-    monkeypatch.setattr(mapped, "time", Pause(lambda: store(mapped_ends, b"error: disk full\n"), pauses))
+    monkeypatch.setattr(status_page, "time", Pause(lambda: store(mapped_ends, b"error: disk full\n"), pauses))
     assert mapped_ends.controller.read_status() == StatusLine(Status.ERROR, "disk full")
 
 
@@ -50,6 +50,6 @@ def test_a_status_that_stays_garbled_is_the_last_one_that_was_none(
     store(mapped_ends, b"busy: epoch 3\n")
     assert mapped_ends.worker.read_status() == StatusLine(Status.BUSY, "epoch 3")
     store(mapped_ends, b"no status at all\n")
-    monkeypatch.setattr(mapped, "time", Pause(lambda: store(mapped_ends, b"ready\n"), STATUS_RETRIES + 1))
+    monkeypatch.setattr(status_page, "time", Pause(lambda: store(mapped_ends, b"ready\n"), STATUS_RETRIES + 1))
     assert mapped_ends.worker.read_status() == StatusLine(Status.BUSY, "epoch 3")
     assert mapped_ends.worker.read_status() == StatusLine(Status.READY)

@@ -128,7 +128,7 @@ class Worker(getattr(tech_renaissance, "TechRenaissanceServer", TechRenaissanceS
     def main_logic(self, command, parameters):
         self.write_response(command, getattr(tech_renaissance, "origin", "ours"))
         return True
-Worker().run(sys.argv[1])
+Worker(framework="numpy").run(sys.argv[1])
 """
 
 

@@ -174,8 +174,9 @@ def test_it_is_pickled_and_copied_as_a_plain_tensor(one: OneTensor) -> None:
 
 WORKER = """
 import sys
-import torch
 from tech_renaissance import TechRenaissanceServer
+if FRAMEWORK == "torch":
+    import torch
 
 class Worker(TechRenaissanceServer):
     SWITCH

@@ -20,6 +20,8 @@ import pytest
 from support import FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionInUse, SessionNotStarted, WorkerDied
+from tr_mmap.controller.dispatcher import Dispatcher
+from tr_mmap.native import IS_COMPILED
 
 A = np.arange(4.0)
 LONG_S = FOREVER_MS / 1000 / 2  # no call here takes so long, unless it waits for the other thread's request
@@ -66,6 +68,36 @@ def busy(request: pytest.FixtureRequest, workspace: Path, gate: Gate) -> Iterato
         yield session
         session.close()
         assert isinstance(other.exception(LONG_S), (SessionNotStarted, WorkerDied))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda session, message: session.fetch_response(message, 50),
+        lambda session, message: session.fetch_tensor(message, 50),
+        lambda session, message: session.calculate(message, timeout_ms=50),
+    ],
+)
+def test_a_call_that_is_not_answered_has_its_time_only_once(
+    workspace: Path, gate: Gate, ask: Callable[[PythonSession, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiled code waits first, and leaves what is left of the time to Python."""
+    waited: list[tuple[float, float]] = []
+    wait = Dispatcher.wait
+
+    def noting(self: Dispatcher, pending: Any, deadline_s: float, timeout_s: float, *others: Any) -> Any:
+        waited.append((time.monotonic(), deadline_s))
+        return wait(self, pending, deadline_s, timeout_s, *others)
+
+    monkeypatch.setattr(Dispatcher, "wait", noting)
+    with PythonSession(TOOLS, "once", quiet_mode=True) as session:
+        session.fetch_response("hello")
+        waited.clear()
+        with pytest.raises(ResponseTimeout):
+            ask(session, gate.message)
+        ((now_s, deadline_s),) = waited
+        assert not IS_COMPILED or deadline_s <= now_s
+        gate.let_go("late")
 
 
 @pytest.mark.each_value

@@ -73,7 +73,7 @@ def wait(path: str):
 
 
 if sys.argv[-1] == "own":
-    Own().run()
+    Own(framework="numpy").run()
 else:
     server.run()
 """

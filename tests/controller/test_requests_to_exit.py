@@ -15,6 +15,7 @@ from support import BOUND_S, FOREVER_MS, TOOLS, Gate, script, wait_until
 
 from tr_mmap import PythonSession, SessionNotStarted, WorkerDied
 from tr_mmap.controller import dispatcher
+from tr_mmap.wire.messages import RING_SLOTS
 
 OPTIONS: dict[str, dict[str, Any]] = {"mapped": {}, "signed": {"auth": True}, "files": {"channel": "files"}}
 SLOW_START = """\
@@ -137,6 +138,21 @@ def test_a_worker_that_is_not_answering_in_time_still_hears_that_it_is_to_exit(
             assert asking.result(BOUND_S) == "answer"
         finally:
             assert session.join(FOREVER_MS)
+
+
+@pytest.mark.parametrize("session", ["mapped", "signed"], indirect=True)
+def test_a_worker_that_is_told_to_exit_again_and_again_loses_no_answer(session: PythonSession, gate: Gate) -> None:
+    """More often than its ring has slots."""
+    first = session.submit(gate.message)
+    gate.wait_for_worker()
+    others = [session.submit(f"say {each}") for each in range(20)]
+    for _ in range(2 * RING_SLOTS):
+        assert not session.please_exit(0, ensure=False)
+    gate.let_go("first")
+    try:
+        assert [each.result(BOUND_S) for each in [first, *others]] == ["first", *map(str, range(20))]
+    finally:
+        assert session.join(FOREVER_MS)
 
 
 def test_requests_that_wait_behind_a_request_to_exit_are_not_sent(session: PythonSession, gate: Gate) -> None:

@@ -13,12 +13,32 @@ import numpy as np
 import psutil
 import pytest
 from strategies import bits
-from support import FOREVER_MS, TOOLS, Gate, has_ended, worker_of
+from support import FOREVER_MS, TOOLS, Gate, has_ended, script, worker_of
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, SessionNotStarted, WorkerDied
 
 DEATH_NOTICED_S = 1.0
 A = np.arange(1000.0)
+HANGS = """\
+import os, threading
+from tr_mmap import Server
+server = {server}
+@server.command("spin")
+def spin(path: str):
+    def where_it_hangs():
+        os.open(path, os.O_RDONLY)
+        while True:
+            pass
+    for _ in range(9):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    def deep(frames):
+        deep(frames - 1) if frames else where_it_hangs()
+    deep(9)
+@server.command("other")
+{other}
+    return "other"
+server.run()
+"""
 CHANNELS = pytest.mark.parametrize("channel", ["mapped", "files"])
 
 
@@ -126,6 +146,23 @@ def test_a_worker_that_hangs_shows_where_when_it_is_aborted(own: PythonSession, 
     assert caught.value.exit_code == -signal.SIGABRT
     assert "Fatal Python error: Aborted" in caught.value.log_tail
     assert "in spin" in caught.value.log_tail
+
+
+@pytest.mark.parametrize("server", ["Server()", "Server(threads=4)", "Server()  # and an async def"])
+def test_of_several_threads_the_one_with_the_handler_is_shown(
+    workspace: Path, tmp_path: Path, gate: Gate, server: str
+) -> None:
+    other = "async def other():" if "async" in server else "def other():"
+    worker = script(tmp_path, HANGS.format(server=server, other=other))
+    with PythonSession(worker, "shown", quiet_mode=True) as session:
+        session.fetch_response("other")
+        session.send_request(f"spin {gate.path}")
+        gate.wait_for_worker()
+        assert session.pid is not None
+        os.kill(session.pid, signal.SIGABRT)
+        with pytest.raises(WorkerDied) as caught:
+            session.wait_for_response(FOREVER_MS)
+    assert "in where_it_hangs" in caught.value.log_tail
 
 
 def test_a_death_can_be_survived_many_times(own: PythonSession) -> None:

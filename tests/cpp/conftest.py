@@ -41,7 +41,7 @@ def quick_compiler(compiler: str) -> str:
 # What is compiled together: the library's headers take longer than all that is in here. The test of a library of two
 # parts finds what they define twice.
 SUITE = ["sessions.cpp", "session_lives.cpp", "session_threads.cpp", "session_many.cpp", "session_places.cpp"]
-SUITE += ["endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"]
+SUITE += ["session_values.cpp", "endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"]
 AT_ONCE = ["session_many.cpp", "main.cpp"]  # by ThreadSanitizer
 APART = ["forks.cpp", "main.cpp"]  # without AddressSanitizer, and without the tools
 assert {*SUITE, *APART} == {path.name for path in SOURCES.glob("*.cpp")}

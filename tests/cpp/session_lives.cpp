@@ -195,8 +195,9 @@ TEST(session_death_by_a_fatal_error_shows_how_the_dump_begins) {
         Ready s("aborts");
         const auto died = thrown_by<WorkerDied>([&] { s.fetch_response(std::string("abort ") + threads); });
         CHECK(died.log_tail.find("these are my last words\nFatal Python error: Aborted\n") != std::string::npos);
-        CHECK(died.log_tail.find("Extension modules") != std::string::npos);
-        CHECK(std::count(died.log_tail.begin(), died.log_tail.end(), '\n') == 19);
+        CHECK(died.log_tail.find(" in abort\n") != std::string::npos);  // of all frames, that in which the handler is
+        CHECK(died.log_tail.find("/tr_mmap/base/") == std::string::npos);
+        CHECK(std::count(died.log_tail.begin(), died.log_tail.end(), '\n') <= 19);
     }
 }
 

@@ -416,6 +416,69 @@ TEST(session_many_quick_requests_do_not_wait_for_a_slow_one) {
     std::filesystem::remove(mark);
 }
 
+TEST(session_many_cancel_of_a_later_request_of_the_same_slot_holds) {
+    SessionOptions options;
+    options.env["TR_TEST_THREADS"] = "2";
+    Ready s("same_slot", options);
+    const std::string folder = std::getenv("TR_TEST_FOLDER"), mark = folder + "/go_on", written = folder + "/written";
+    auto first = s.submit_response("wait_for " + mark, LONG_MS);  // in slot 0
+    CHECK_EQUAL(count_wrong(s, wire::ring_slots - 2, 20), 0);
+    auto second = s.submit_response("wait_for " + mark, LONG_MS);  // so no thread of the worker is free
+    auto later = s.submit_response("write " + written, LONG_MS);   // in slot 0 again
+    CHECK(later.cancel());
+    CHECK(!first.cancel());  // its handler was called
+    CHECK(later.cancel());
+    thrown_by<RequestCancelled>([&] { result_of(later); });
+    std::ofstream(mark).flush();
+    CHECK_EQUAL(result_of(first), "there");
+    CHECK_EQUAL(result_of(second), "there");
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");
+    CHECK(!exists(written));
+    std::filesystem::remove(mark);
+}
+
+TEST(session_many_what_was_cancelled_says_so) {
+    Future<std::string> outliving;
+    CHECK(!outliving.cancel());
+    {
+        Stopped s("cancels");
+        Tensor loan = s.empty<float>(Shape(100));
+        auto tensor = s.submit("echo", loan, LONG_MS);
+        auto text = s.submit_response("length abc", LONG_MS);
+        outliving = s.submit_response("length abcd", LONG_MS);
+        std::future<std::string> plain = s.submit_response("length abcde", LONG_MS);  // a future as any other
+        CHECK(tensor.cancel() && text.cancel());
+        CHECK(is_there(tensor) && is_there(text) && !is_there(outliving));
+        const auto error = thrown_by<RequestCancelled>([&] { tensor.get(); });
+        CHECK_EQUAL(error.command, "echo");
+        CHECK_EQUAL(error.error_type, "RequestCancelled");
+        CHECK_EQUAL(s.stats().in_flight, 4u);  // the worker has not come to them
+        s.go_on();
+        CHECK_EQUAL(result_of(plain), "5");
+        CHECK_EQUAL(s.stats().in_flight, 0u);
+        CHECK_EQUAL(s.fetch_response("length abcdef"), "6");
+        CHECK(tensor.cancel());
+        CHECK(!outliving.cancel());
+    }
+    CHECK(!outliving.cancel());  // nor without a session
+    CHECK_EQUAL(result_of(outliving), "4");
+}
+
+TEST(session_many_cancels_race_with_answers) {
+    Ready s("race");
+    for (int round = 0; round < 20; ++round) {
+        std::vector<Future<std::string>> waiting;
+        for (int i = 0; i < 20; ++i) waiting.push_back(s.submit_response("say_back " + std::to_string(i), LONG_MS));
+        for (int i = 19; i >= 0; --i) {
+            auto& each = waiting[static_cast<std::size_t>(i)];
+            if (each.cancel()) thrown_by<RequestCancelled>([&] { result_of(each); });
+            else CHECK_EQUAL(result_of(each), std::to_string(i));
+        }
+    }
+    CHECK_EQUAL(s.fetch_response("length abc"), "3");
+    CHECK_EQUAL(s.stats().in_flight, 0u);
+}
+
 TEST(session_many_large_tensors_keep_the_budget) {
     SessionOptions options;
     options.budget_nbytes = 16 << 20;

@@ -412,18 +412,22 @@ TEST(session_at_the_limit_of_open_files_is_usable_again_after_it) {
         s.send_request("length abc");
         thrown_by<SystemLimit>([&] { s.wait_for_tensors(); });
         thrown_by<SystemLimit>([&] { s.wait_for_tensors(); });
-        auto lost = s.submit_tensors("count 2");
-        thrown_by<SystemLimit>([&] { lost.get(); });
+        auto late = s.submit_tensors("count 2", 300);
+        thrown_by<SystemLimit>([&] { late.get(); });
+        auto kept = s.submit_tensors("count 3", 60'000);
         CHECK_EQUAL(s.fetch_response("length abcd"), "4");  // what needs no descriptor goes on
         thrown_by<SystemLimit>([&] { PythonSession("default", "files2").start(); });
+        CHECK(kept.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
+        CHECK(!kept.cancel());  // it was answered
         for (const int fd : files) ::close(fd);
         CHECK(all_equal(s.wait_for_tensors().at(1), 1));  // and is not lost
+        CHECK(all_equal(kept.get().at(2), 2));            // the same of a future
         CHECK_EQUAL(s.wait_for_response(), "3");
         files.clear();
         for (int fd = 0; (fd = ::dup(0)) >= 0;) files.push_back(fd);
-        thrown_by<SystemLimit>([&] { s.fetch_tensors("count 3"); });  // the same of a call
+        thrown_by<SystemLimit>([&] { s.fetch_tensors("count 40"); });  // the same of a call
         for (const int fd : files) ::close(fd);
-        CHECK(all_equal(s.wait_for_tensors().at(2), 2));
+        CHECK(all_equal(s.wait_for_tensors().at(39), 39));
         CHECK_EQUAL(s.fetch_response("length abc"), "3");
         CHECK_EQUAL(s.empty<float>(Shape(1000)).numel(), 1000);
     }));

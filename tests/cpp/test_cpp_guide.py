@@ -27,6 +27,8 @@ SAID = [  # by each program of the page, in their order
     ["0 0", "2.0736e+06 0", "4.1472e+06 0", "0 bytes copied"],
     ["matmul: ValueError", "Hello Again"],
     ["4950000 Hello Many", "dance"],
+    ["1", "scale: the request was cancelled before its handler was called", "1", "2.5"],
+    ["2 1", "1 a test", "there is no value 'slope'; there are: coefficients, degree, label"],
     ["0 10 20 30 "],
     ["9"],
     ["512x256 1"],

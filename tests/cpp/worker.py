@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
 import stat
@@ -70,6 +71,27 @@ def forget():
 @server.command("text")
 def text(n: int):
     return "é" * n
+
+
+@server.command("named")
+def named(**values):
+    """The same values by name, and what they are here."""
+    return {**values, "kinds": " ".join(type(each).__name__ for each in values.values())}
+
+
+@server.command("scaled")
+def scaled(points: np.ndarray, factor: float = 1):
+    return (points * factor).astype(points.dtype)
+
+
+@server.command("scaled_sum")
+def scaled_sum(points: np.ndarray, factor: float = 1):
+    return str(float(points.sum() * factor))
+
+
+@server.command("summary")
+def summary(x):
+    return {"count": x.size, "x": x}
 
 
 @server.command("length")
@@ -188,4 +210,5 @@ def say(words: str):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in workers/tools.py
     server.run()

@@ -21,7 +21,7 @@ from tr_mmap.gateway import Config
 
 pytestmark = pytest.mark.timeout(400)  # some run a dozen programs, one after the other
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-FOR_DEVELOPERS = {"bench", "demo", "docs", "release", "test"}  # extras that are named where they are used
+FOR_DEVELOPERS = {"bench", "docs", "release", "test"}  # extras that are named where they are used
 
 # Blocks of shell that no test runs as they stand, and why.
 NOT_RUN = {

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from gateways import RunningGateway, configure, running, tr_mmap
 from model_folders import put, safetensors_of
-from support import BOUND_S, ROOT, environment
+from support import BOUND_S, ROOT, environment, has_ended
 from wheels import make_wheel
 
 from tr_mmap.errors import TRException
@@ -217,7 +217,7 @@ def test_a_program_mounts_a_gateway_as_the_page_says(tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         _, said = server.communicate(timeout=BOUND_S)
         assert server.returncode in (0, -signal.SIGTERM), said
-        assert not psutil.wait_procs(children, timeout=BOUND_S)[1]
+        assert all(has_ended(each.pid) for each in children)
     finally:
         if server.poll() is None:
             server.kill()

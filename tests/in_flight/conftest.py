@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support import ROOT, made_once
-from ways import IN_PYTHON, LINES, SOURCE, Lines, Way
+from ways import IN_PYTHON, LINES, SOURCE, Futures, Lines, Way
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +48,16 @@ def open_way(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
         return
     program = request.getfixturevalue("lines_program")
     yield from _opener(lambda **options: Lines(program, **options))
+
+
+@pytest.fixture(params=["futures", LINES])
+def open_with_futures(request: pytest.FixtureRequest) -> Iterator[Callable[..., Way]]:
+    """The same by the ways whose ``cancel`` has ``kill_running``."""
+    if request.param == LINES:
+        program = request.getfixturevalue("lines_program")
+        yield from _opener(lambda **options: Lines(program, **options))
+    else:
+        yield from _opener(Futures)
 
 
 @pytest.fixture(params=list(IN_PYTHON))

@@ -5,6 +5,9 @@
 //     X ID TIMEOUT_MS COUNT START STEP MESSAGE     the same with a tensor; its result is a text
 //     G ID      the outcome: "text TEXT", "tensor COUNT START", or "error NAME"
 //     D ID      whether there is an outcome: 1 or 0
+//     K ID      cancel it; whether that has succeeded: 1 or 0
+//     Q ID      the same, and end its worker if its handler was called
+//     F         how many requests are in flight
 //     P         the worker's process
 //     R         start again, and wait until the worker is ready
 //     C         close the session
@@ -21,8 +24,8 @@ namespace {
 using namespace std::chrono_literals;
 
 struct Request {
-    std::future<std::string> text;
-    std::future<tr::Tensor> tensor;
+    tr::Future<std::string> text;
+    tr::Future<tr::Tensor> tensor;
     std::string error;  // of the attempt to send it
 };
 
@@ -31,6 +34,7 @@ std::string name_of(const std::exception& error) {
     if (dynamic_cast<const tr::WorkerDied*>(&error)) return "WorkerDied";
     if (dynamic_cast<const tr::Busy*>(&error)) return "Busy";
     if (dynamic_cast<const tr::UnknownCommand*>(&error)) return "UnknownCommand";
+    if (dynamic_cast<const tr::RequestCancelled*>(&error)) return "RequestCancelled";
     if (dynamic_cast<const tr::RemoteError*>(&error)) return "RemoteError";
     if (dynamic_cast<const tr::SessionNotStarted*>(&error)) return "SessionNotStarted";
     return error.what();
@@ -75,6 +79,10 @@ bool is_done(const Request& request) {
     return !request.tensor.valid() || request.tensor.wait_for(0s) == std::future_status::ready;
 }
 
+bool cancel(Request& request, bool kill_running) {
+    return request.text.valid() ? request.text.cancel(kill_running) : request.tensor.cancel(kill_running);
+}
+
 std::string outcome_of(Request& request) try {
     if (!request.error.empty()) return "error " + request.error;
     if (request.text.valid()) return "text " + request.text.get();
@@ -117,6 +125,8 @@ int main(int count, char** words) {
         if (what == 'S' || what == 'T' || what == 'X') submit(session, what, line, requests[id]);
         if (what == 'G') std::cout << outcome_of(requests[id]) << std::endl;
         if (what == 'D') std::cout << is_done(requests[id]) << std::endl;
+        if (what == 'K' || what == 'Q') std::cout << cancel(requests[id], what == 'Q') << std::endl;
+        if (what == 'F') std::cout << session.stats().in_flight << std::endl;
         if (what == 'P') std::cout << tr::detail::read_manifest(session.session_dir())->worker->pid << std::endl;
         if (what == 'R') {
             session.start();

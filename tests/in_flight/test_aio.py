@@ -131,6 +131,23 @@ def test_to_cancel_a_task_cancels_its_request(gate: Gate) -> None:
     with_session(test)
 
 
+def test_a_handler_that_stops_by_itself_cancels_no_task(workspace: Path, tmp_path: Path) -> None:
+    stops = """\
+from tr_mmap import RequestCancelled, Server
+server = Server()
+@server.command("stop")
+def stop(): raise RequestCancelled()
+server.run()
+"""
+
+    async def main() -> None:
+        async with aio.PythonSession(script(tmp_path, stops), "stops", quiet_mode=True) as session:
+            with pytest.raises(tr_mmap.RequestCancelled):
+                await session.calculate("stop")
+
+    asyncio.run(main())
+
+
 def test_a_start_that_is_cancelled_leaves_nothing(workspace: Path, tmp_path: Path) -> None:
     slow = script(tmp_path, "import time; time.sleep(1000)")
 

@@ -20,7 +20,7 @@ from ring_model import (
 from tr_mmap.native.reference import ring as module
 from tr_mmap.native.reference.ring import Ring
 
-# -- cancel() against advance(): py_cancel, py_advance, ring_begin and ring_is_cancelled in ring.c ---------------------
+# -- cancel() against advance(): ring_cancel, ring_take, ring_begin, ring_is_cancelled in ring.c ---------------------
 
 
 class LooksThenCancels(Ring):

@@ -10,13 +10,22 @@ import signal
 import threading
 import weakref
 from concurrent.futures import ALL_COMPLETED, CancelledError, Future, as_completed, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import BOUND_S, FOREVER_MS, TOOLS, Gate, forks, wait_until
+from support import BOUND_S, FOREVER_MS, TOOLS, Gate, forks, script, wait_until
 
-from tr_mmap import BadMessage, PythonSession, ResponseTimeout, SessionNotStarted, UnsupportedTensor, WorkerDied
+from tr_mmap import (
+    BadMessage,
+    PythonSession,
+    RequestCancelled,
+    ResponseTimeout,
+    SessionNotStarted,
+    UnsupportedTensor,
+    WorkerDied,
+)
 
 
 def test_nobody_needs_to_be_in_result(own: PythonSession) -> None:
@@ -117,28 +126,30 @@ def test_a_request_that_runs_cannot_be_cancelled_and_one_that_waits_can(own: Pyt
     assert list(as_completed([waiting, running])) in ([waiting, running], [running, waiting])
 
 
-def test_kill_running_ends_the_worker_and_starts_another(own: PythonSession, gate: Gate) -> None:
-    first = own.pid
-    running = own.submit(gate.message)
-    gate.wait_for_worker()
-    other = own.submit("say x")
-    assert running.cancel(kill_running=True)
-    assert running.cancelled()
-    with pytest.raises(WorkerDied):
-        other.result()
-    assert own.wait_until_ready(FOREVER_MS)
-    assert own.submit("say again").result() == "again"
-    assert own.pid != first
+STOPS = """\
+from tr_mmap import RequestCancelled, Server
+server = Server()
+@server.command("stop")
+def stop(path: str):
+    open(path).read()
+    raise RequestCancelled()
+server.run()
+"""
 
 
-def test_kill_running_kills_nobody_for_a_request_that_waits(own: PythonSession, gate: Gate) -> None:
-    first = own.pid
-    running = own.submit(gate.message)
-    gate.wait_for_worker()
-    assert own.submit("say x").cancel(kill_running=True)
-    gate.let_go("through")
-    assert running.result() == "through"
-    assert own.pid == first
+@pytest.mark.parametrize("is_cancelled", [True, False])
+def test_a_handler_that_stops_cancels_only_what_nobody_wants(
+    workspace: Path, tmp_path: Path, gate: Gate, is_cancelled: bool
+) -> None:
+    with PythonSession(script(tmp_path, STOPS), "stops", quiet_mode=True) as session:
+        future = session.submit(f"stop {gate.path}")
+        gate.wait_for_worker()
+        if is_cancelled:
+            assert not future.cancel()
+        gate.let_go("")
+        with pytest.raises(CancelledError if is_cancelled else RequestCancelled):
+            future.result(BOUND_S)
+        assert future.cancelled() == is_cancelled
 
 
 def test_bad_input_is_said_at_once_and_leaves_nothing(own: PythonSession) -> None:

@@ -32,7 +32,7 @@ from ring_model import (
 from tr_mmap.native.reference import ring as module
 from tr_mmap.native.reference.ring import Ring
 
-# -- a slot's number, and what was seen of it: store() and peek(); ring_store() and next_line() in ring.c -------------
+# -- a slot's number, and what was seen of it: store() and peek(); ring_store() and ring_next() in ring.c -------------
 
 
 class WithStores(Ring):

@@ -138,24 +138,76 @@ def dispatcher_of(way: Way) -> Dispatcher:
 
 @pytest.mark.parametrize("taken_first", [True, False])
 def test_a_request_that_is_cancelled_before_its_handler_was_called_never_is_called(
-    open_in_python: Open, gate: Gate, taken_first: bool
+    open_way: Open, gate: Gate, taken_first: bool
 ) -> None:
-    way = open_in_python()
+    way = open_way()
     held = way.submit(gate.message)
     if taken_first:
         gate.wait_for_worker()
     victims = [way.submit(f"note {number}") for number in range(5)]
     follower = way.submit("say after")
-    wait_until(lambda: len(dispatcher_of(way).in_flight) == 7)
-    assert all(each.cancel() for each in victims)
+    wait_until(lambda: way.in_flight() == 7)
+    assert all(way.cancel(each) for each in victims)
+    assert all(way.cancel(each) for each in victims)  # it stays so
     way.flush()
+    assert {way.outcome(each) for each in victims} == {way.cancelled}  # with no answer of the worker
     gate.let_go("gone")
     assert way.outcome(held) == "gone"
     assert way.outcome(follower) == "after"
-    assert {way.outcome(each) for each in victims} == {"CancelledError"}
     assert way.ask("note last") == "last"
     assert way.ask("noted") == "last"
-    assert not dispatcher_of(way).in_flight  # what answers a cancelled one was taken, too
+    assert not way.in_flight()  # what answers a cancelled one was taken, too
+
+
+def test_a_cancelled_request_keeps_its_place_until_the_worker_has_come_to_it(open_way: Open, gate: Gate) -> None:
+    way = open_way(max_in_flight=2, at_limit="fail")
+    held = way.submit(gate.message)
+    gate.wait_for_worker()
+    victim = way.submit("say 1")
+    wait_until(lambda: way.in_flight() == 2)
+    assert way.cancel(victim)
+    assert way.ask("say 2") == "Busy"
+    gate.let_go("gone")
+    assert way.outcome(held) == "gone"
+    assert way.ask("say 3") == "3"
+
+
+@pytest.mark.parametrize("kill_running", [False, True])
+def test_a_request_with_an_outcome_is_not_cancelled(open_with_futures: Open, gate: Gate, kill_running: bool) -> None:
+    way = open_with_futures()
+    first = way.pid()
+    running, waiting = way.submit(gate.message), way.submit("say x")
+    gate.wait_for_worker()
+    assert not way.cancel(running)
+    gate.let_go("through")
+    assert [way.outcome(running), way.outcome(waiting)] == ["through", "x"]
+    assert not way.cancel(running, kill_running=kill_running)
+    assert not way.cancel(waiting, kill_running=kill_running)
+    assert way.pid() == first
+
+
+def test_kill_running_ends_the_worker_and_starts_another(open_with_futures: Open, gate: Gate) -> None:
+    way = open_with_futures()
+    first = way.pid()
+    running = way.submit(gate.message)
+    gate.wait_for_worker()
+    other = way.submit("say x")
+    assert way.cancel(running, kill_running=True)
+    assert way.outcome(running) == way.cancelled
+    assert way.outcome(other) == "WorkerDied"
+    assert way.ask("say again") == "again"
+    assert way.pid() != first
+
+
+def test_kill_running_kills_nobody_for_a_request_that_waits(open_with_futures: Open, gate: Gate) -> None:
+    way = open_with_futures()
+    first = way.pid()
+    running = way.submit(gate.message)
+    gate.wait_for_worker()
+    assert way.cancel(way.submit("say x"), kill_running=True)
+    gate.let_go("through")
+    assert way.outcome(running) == "through"
+    assert way.pid() == first
 
 
 def test_a_lost_ring_costs_a_moment_and_no_answer(

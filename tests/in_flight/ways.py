@@ -22,6 +22,7 @@ from support import FOREVER_MS, TOOLS
 
 import tr_mmap
 from tr_mmap import PythonSession, aio
+from tr_mmap.controller.request_future import RequestFuture
 
 __all__ = ["IN_PYTHON", "LINES", "SOURCE", "Awaits", "Futures", "Lines", "Way"]
 
@@ -29,7 +30,13 @@ SOURCE = Path(__file__).with_name("session_by_lines.cpp")
 
 
 class Way(ABC):
-    """One session, and requests to it."""
+    """One session, and requests to it.
+
+    Attributes:
+        cancelled: the outcome of a request that was cancelled.
+    """
+
+    cancelled = "CancelledError"
 
     @abstractmethod
     def __init__(self, **options: Any) -> None: ...
@@ -54,6 +61,15 @@ class Way(ABC):
     def close(self) -> None:
         """Close the session, and go on."""
 
+    @abstractmethod
+    def in_flight(self) -> int:
+        """How many requests were sent and not answered."""
+
+    def cancel(self, token: Any, *, kill_running: bool = False) -> bool:
+        """Cancel a request. Returns whether it is cancelled."""
+        assert not kill_running
+        return bool(token.cancel())
+
     def is_done(self, token: Any) -> bool:
         """Whether there is an outcome."""
         return bool(token.done())
@@ -67,6 +83,11 @@ class Way(ABC):
 
     def ask(self, message: str, *tensors: Any) -> Any:
         return self.outcome(self.submit(message, *tensors))
+
+
+def _count(session: PythonSession) -> int:
+    assert session._dispatcher is not None
+    return len(session._dispatcher.in_flight)
 
 
 class Futures(Way):
@@ -84,6 +105,12 @@ class Futures(Way):
 
     def _submit(self, message: str, *tensors: Any, timeout_ms: float | None) -> Future[Any]:
         return self.session.submit(message, *tensors, timeout_ms=timeout_ms)
+
+    def in_flight(self) -> int:
+        return _count(self.session)
+
+    def cancel(self, token: Future[Any], *, kill_running: bool = False) -> bool:
+        return token.cancel(kill_running=kill_running) if isinstance(token, RequestFuture) else token.cancel()
 
     def pid(self) -> int:
         return self.session.pid or 0
@@ -123,6 +150,9 @@ class Awaits(Way):
         for _ in range(3):  # a task that is cancelled runs in the loop's next pass
             self.run(lambda: asyncio.sleep(0))
 
+    def in_flight(self) -> int:
+        return _count(self.session._session)
+
     def pid(self) -> int:
         return self.session.pid or 0
 
@@ -151,6 +181,8 @@ class Lines(Way):
     Args:
         program: its path.
     """
+
+    cancelled = "RequestCancelled"
 
     def __init__(self, program: Path, **options: Any) -> None:
         words = [f"{name}={value}" for name, value in options.items() if name in ("max_in_flight", "budget_nbytes")]
@@ -190,6 +222,12 @@ class Lines(Way):
         else:
             self._tell("S", token, time_ms, message)
         return token
+
+    def in_flight(self) -> int:
+        return int(self._ask("F 0"))
+
+    def cancel(self, token: int, *, kill_running: bool = False) -> bool:
+        return self._ask("Q" if kill_running else "K", token) == "1"
 
     def is_done(self, token: int) -> bool:
         return self._ask("D", token) == "1"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from other_process import Peer, wait_until_zombie
 from support import BOUND_S
 
 from tr_mmap.processes import identity as identities
-from tr_mmap.processes.identity import Identity
+from tr_mmap.processes.identity import Identity, open_pidfd, wait_for_ends
 
 
 def test_this_process_is_alive() -> None:
@@ -34,6 +36,23 @@ def test_a_zombie_is_dead_and_still_has_an_identity(peer: Peer) -> None:
     wait_until_zombie(peer.popen.pid)
     assert not peer.identity.is_alive()
     assert Identity.of(peer.popen.pid) == peer.identity
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOENT, errno.EMFILE])
+def test_a_process_that_no_descriptor_can_be_had_of_is_known_to_have_ended(
+    peer: Peer, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux says ENOENT of a process that ends at this moment."""
+
+    def fail(_pid: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    assert open_pidfd(peer.identity) is None
+    peer.kill()
+    with pytest.raises(ProcessLookupError):
+        open_pidfd(peer.identity)
+    assert wait_for_ends([peer.identity], time.monotonic())
 
 
 def test_a_reused_pid_is_not_the_same_process(peer: Peer) -> None:

@@ -390,11 +390,43 @@ def test_the_newest_lines_have_the_fatal_error_and_what_was_said_before_it(
     path, fd = log
     os.write(fd, ("chatter\n" * 50 + "program: assertion 'x > 0' failed\n" + _dump(threads, frames)).encode())
     found = log_tail(path, 20).splitlines()
-    assert len(found) == 20
-    assert "program: assertion 'x > 0' failed" in found
-    assert "Fatal Python error: Aborted" in found
-    assert "Thread 0x0000000000000000 (most recent call first):" in found
-    assert found[-1] == "Extension modules: a, b (total: 2)"
+    assert len(found) == (20 if threads > 2 else 11)
+    assert found[2:4] == ["program: assertion 'x > 0' failed", "Fatal Python error: Aborted"]
+    assert found[4:6] == [
+        "Thread 0x0000000000000000 (most recent call first):",
+        '  File "/program/module.py", line 0 in function',
+    ]
+    assert found[-1] == "[...]"
+
+
+def test_of_a_long_dump_the_threads_that_work_are_shown_first(log: tuple[str, int]) -> None:
+    path, fd = log
+
+    def thread(name: str, *files: str) -> list[str]:
+        return [f"{name} (most recent call first):", *(f'  File "{each}", line 1 in f' for each in files), ""]
+
+    waiting = "/usr/lib/python3/threading.py"
+    server = "/x/tr_mmap/worker/server.py"
+
+    lines = [
+        "Fatal Python error: Aborted",
+        "",
+        *thread("Thread 0x1", waiting, "/x/site-packages/tr_mmap/base/background.py"),
+        *thread("Thread 0x2", waiting, "/usr/lib/python3/concurrent/futures/thread.py"),
+        *thread("Thread 0x3", waiting, "/home/tr_mmap/mine.py", server),
+        *thread("Thread 0x4", *["/home/deep.py"] * 9),
+        *thread("Current thread 0x5", "/x/tr_mmap/channel/mapped.py", server, "/home/mine.py"),
+        "Extension modules: a, b (total: 2)",
+    ]
+    os.write(fd, "\n".join([*lines, ""]).encode())
+    assert log_tail(path, 20).splitlines() == [
+        "Fatal Python error: Aborted",
+        *thread("Thread 0x3", waiting, "/home/tr_mmap/mine.py", server)[:-1],
+        *thread("Thread 0x4", *["/home/deep.py"] * 4)[:-1],
+        "  ...",
+        *thread("Current thread 0x5", "/x/tr_mmap/channel/mapped.py", server, "/home/mine.py")[:-1],
+        "[...]",
+    ]
 
 
 def test_a_dump_with_lines_without_end_is_bounded(log: tuple[str, int]) -> None:

@@ -308,7 +308,7 @@ def test_bad_rings_lose_no_future_of_many_in_flight(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool, figures: Callable[[str], None]
 ) -> None:
     rounds = 1600 if is_full else 80  # of 32 requests
-    monkeypatch.setattr(futures, "_LOOK_S", 0.001)
+    monkeypatch.setattr(futures, "LOOK_S", 0.001)
     with PythonSession(TOOLS, "bells", quiet_mode=True) as session:
         worker = session._dispatcher.resources.worker  # type: ignore[union-attr] # it is started
         channel = worker.channel  # type: ignore[union-attr]

@@ -57,6 +57,23 @@ def test_a_session_of_numpy_brings_torch_into_neither_process() -> None:
     assert ended.stdout.split() == ["False", "False", "False"], ended.stdout + ended.stderr
 
 
+def test_a_worker_loads_nothing_that_it_seldom_needs() -> None:
+    """OpenSSL comes with hashlib, and logging is for warnings: each start of a worker would pay for them."""
+    ended = run_python("-c", "import sys, tr_mmap.worker.server, tr_mmap.channel.mapped; print(*sys.modules)")
+    assert "tr_mmap.protocol.mac" in ended.stdout.split(), ended.stderr
+    assert not {"_hashlib", "hmac", "logging", "secrets"} & set(ended.stdout.split())
+
+
+def test_the_default_worker_keeps_what_it_has_imported_out_of_garbage_collection_which_goes_on() -> None:
+    ended = run_python(
+        "-c",
+        "import gc, runpy, tr_mmap.worker.default\n"
+        "tr_mmap.worker.default.server.run = lambda: print(gc.isenabled(), gc.get_freeze_count() > 10_000)\n"
+        "runpy.run_module('tr_mmap.worker', run_name='__main__')",
+    )
+    assert ended.stdout.split() == ["True", "True"], ended.stderr
+
+
 STARTS = """
 import time, psutil
 from pathlib import Path

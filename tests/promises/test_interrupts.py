@@ -12,11 +12,12 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+import psutil
 import pytest
 from interrupts import PACKAGE, Stop, interrupted_at
-from support import TOOLS
+from support import TOOLS, wait_until
 
-from tr_mmap import PythonSession, RemoteError
+from tr_mmap import PythonSession, RemoteError, ResponseTimeout
 from tr_mmap.native import drain
 from tr_mmap.shm.pool import SegmentPool
 from tr_mmap.shm.reader import SegmentReader
@@ -228,6 +229,36 @@ def test_no_step_at_which_a_handler_raises_leaves_a_session_busy(
             while session.new_response():
                 session.read_response()
             assert session.fetch_response("say on", 10_000) == "on"
+            step += 1
+        assert step > 20
+
+
+@pytest.mark.parametrize("options", [{}, {"auth": True}], ids=["mapped", "signed"])
+def test_no_step_at_which_a_handler_raises_costs_the_segments_of_an_answer_that_nobody_waits_for(
+    workspace: Path, options: dict[str, bool]
+) -> None:
+    with PythonSession(TOOLS, "late", quiet_mode=True, **options) as session:  # type: ignore[misc] # mypy knows no names
+
+        def held_nbytes() -> int:
+            stats = session.stats()
+            return stats.nbytes - stats.free_nbytes
+
+        def ask() -> None:
+            assert session.fetch_response("say on", 10_000) == "on"
+
+        ask()
+        before, step, is_interrupted = held_nbytes(), 1, True
+        while is_interrupted:
+            assert session.pid is not None
+            worker = psutil.Process(session.pid)
+            worker.suspend()
+            wait_until(lambda worker=worker: worker.status() == psutil.STATUS_STOPPED)
+            with pytest.raises(ResponseTimeout):
+                session.calculate("echo", np.ones(64), timeout_ms=0)
+            worker.resume()
+            is_interrupted = interrupted_at(step, ask)
+            ask()
+            assert held_nbytes() == before, step
             step += 1
         assert step > 20
 

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from support import wait_until
+from wasm_modules import module
 
 from tr_mmap import TRException
 from tr_mmap.sandbox import Algorithm, Allow, Executor, LimitExceeded, Limits, Mount, Sandbox, SandboxBroken
@@ -385,6 +386,26 @@ def test_runs_whose_processes_are_killed_at_random(is_full: bool, figures: Calla
     figures(f"{runs} runs, {kills} kills, {len(failures)} failures")
     assert kills > runs / 100
     assert len(failures) <= runs / 1000
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    """Whether it is forked from a zygote and has used 0.2 s of a processor."""
+    try:
+        return process.ppid() != os.getpid() and process.cpu_times().user > 0.2
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_module_whose_compiler_is_killed_is_compiled_by_another() -> None:
+    code = module('(func (export "f") (param i32) (result i32)', "(local.get 0)", "(i32.popcnt)" * 400_000, ")")
+    with Sandbox("wasm", limits=Limits(wall_ms=60_000, cpu_ms=60_000)) as box:
+        future = box.submit(Algorithm("f", code, "f"), {"a": 1})
+        compiler = None
+        while compiler is None and not future.done():
+            compiler = next((each for each in family(os.getpid()) if is_at_work(each)), None)
+        assert compiler is not None
+        compiler.kill()
+        assert future.result(120).outputs == {"output": 1}
 
 
 FORKS = ("fork", "clone", "clone3", "setsid")

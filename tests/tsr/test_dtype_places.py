@@ -124,6 +124,16 @@ def in_documents(dtype: DType) -> bool:
     return listed is not None and f"`{dtype.name}`" in listed[0]
 
 
+def in_reference(dtype: DType) -> bool:
+    section = read(ROOT / "docs" / "reference" / "cpp.md").partition("## Dtypes\n")[2].partition("\n## ")[0]
+    listed = re.search(r"^\| `DType` \|.*$", section, re.MULTILINE)
+    return listed is not None and f"`{label_of(dtype.name)}`" in listed[0]
+
+
+def in_changelog(dtype: DType) -> bool:
+    return not re.search(r"\b\d+ dtypes", read(ROOT / "CHANGELOG.md"))  # a number of them would be wrong soon
+
+
 PLACES: Final[dict[str, Callable[[DType], bool]]] = {
     "tr_mmap/wire/header.py": in_table,
     "tr_mmap/cpp/include/tr_mmap/dtype_table.hpp": in_generated_table,
@@ -140,6 +150,8 @@ PLACES: Final[dict[str, Callable[[DType], bool]]] = {
     "tests/strategies.py": in_strategies,
     "tests/cpp/tools.cpp": in_cpp_tests,
     "docs/files.md": in_documents,
+    "docs/reference/cpp.md": in_reference,
+    "CHANGELOG.md": in_changelog,
 }
 
 

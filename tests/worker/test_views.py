@@ -11,23 +11,25 @@ from support import script
 
 from tr_mmap import BadMessage, PythonSession, Server, TechRenaissanceServer
 
-# The command line: what kind of server, in which framework, with which views.
+# The command line: what kind of server, in which framework, with which views, and through what it stores.
 WORKER = """
 import sys
-from importlib.util import find_spec
 import numpy as np
 from tr_mmap import Server, TechRenaissanceServer
 
-kind, framework, views = sys.argv[2:]
+kind, framework, views, through = sys.argv[2:]
 views = None if views == "None" else views
-if framework == "torch" or views == "copy_on_write" and find_spec("torch"):
+if through == "torch":
     import torch  # before the first request, which may not wait for it
 
 kept = []
 
 def stored(x, number=1.0):
     kept.append(x)
-    (torch.from_numpy(x) if isinstance(x, np.ndarray) else x).add_(number)
+    if through == "numpy":
+        x += number
+    else:
+        (torch.from_numpy(x) if isinstance(x, np.ndarray) else x).add_(number)
     return x
 
 def may_store(x):
@@ -58,21 +60,24 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("kind", "framework", "options"),
+    ("kind", "framework", "through", "options"),
     [
-        ("functions", "numpy", {}),
-        ("functions", "torch", {}),
-        ("old", "numpy", {}),
-        ("functions", "numpy", {"channel": "files"}),
-        ("old", "torch", {"channel": "files"}),
-        ("functions", "numpy", {"checksum": True, "auth": True}),
+        ("functions", "numpy", "torch", {}),
+        ("functions", "torch", "torch", {}),
+        ("old", "numpy", "numpy", {}),
+        ("functions", "numpy", "numpy", {"channel": "files"}),
+        ("old", "torch", "torch", {"channel": "files"}),
+        ("functions", "numpy", "numpy", {"checksum": True, "auth": True}),
+        pytest.param("old", "numpy", "torch", {}, marks=pytest.mark.full_only),
+        pytest.param("functions", "numpy", "torch", {"channel": "files"}, marks=pytest.mark.full_only),
+        pytest.param("functions", "numpy", "torch", {"checksum": True, "auth": True}, marks=pytest.mark.full_only),
     ],
 )
 def test_a_handler_may_store_into_its_own_copy_on_write_views(
-    tmp_path: Path, kind: str, framework: str, options: dict[str, Any]
+    tmp_path: Path, kind: str, framework: str, through: str, options: dict[str, Any]
 ) -> None:
     with PythonSession(
-        script(tmp_path, WORKER), quiet_mode=True, args=[kind, framework, "copy_on_write"], **options
+        script(tmp_path, WORKER), quiet_mode=True, args=[kind, framework, "copy_on_write", through], **options
     ) as session:
         for count in (5, 100_000):  # a slot of a slab, and a segment of its own
             x = np.arange(float(count))
@@ -92,7 +97,7 @@ def test_a_workers_arrays_are_of_the_kind_that_was_asked_for(
     tmp_path: Path, kind: str, channel: Any, views: str, is_writeable: bool
 ) -> None:
     with PythonSession(
-        script(tmp_path, WORKER), quiet_mode=True, args=[kind, "numpy", views], channel=channel
+        script(tmp_path, WORKER), quiet_mode=True, args=[kind, "numpy", views, "numpy"], channel=channel
     ) as session:
         for count in (5, 100_000):
             session.send_tensor(np.arange(count), "x")
@@ -101,7 +106,9 @@ def test_a_workers_arrays_are_of_the_kind_that_was_asked_for(
 
 
 def test_a_workers_torch_tensors_may_be_over_the_shared_memory(tmp_path: Path) -> None:
-    with PythonSession(script(tmp_path, WORKER), quiet_mode=True, args=["functions", "torch", "readonly"]) as session:
+    with PythonSession(
+        script(tmp_path, WORKER), quiet_mode=True, args=["functions", "torch", "readonly", "torch"]
+    ) as session:
         x = np.arange(100_000.0)
         session.send_tensor(x, "x")
         assert session.fetch_response("may_store x") == "True"  # torch has no read-only tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -57,5 +58,6 @@ def main(session_id: str, mode: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in tools.py
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background ignores it
     main(*sys.argv[1:])

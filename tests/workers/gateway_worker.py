@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -81,4 +82,5 @@ def note_and_wait(path: str, gate: str) -> str:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in tools.py
     server.run()

@@ -6,6 +6,7 @@ With ``plain`` after it, it has no ``async def`` handlers.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -162,4 +163,5 @@ if "plain" not in sys.argv:
     define_coroutines()
 
 if __name__ == "__main__":
+    gc.freeze()  # as in tools.py
     server.run()

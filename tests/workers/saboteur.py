@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import multiprocessing
 import os
@@ -395,6 +396,7 @@ def fork_in_thread():
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in tools.py
     try:
         server.run()
     except BaseException:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
+import gc
 import json
 import os
-import subprocess
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -71,6 +70,8 @@ def both(x):
 
 @server.command("digest")
 def digest(x) -> str:
+    import hashlib  # here: it takes as long as a request, and few tests need it
+
     return hashlib.sha256(np.ascontiguousarray(x).view(np.uint8)).hexdigest()
 
 
@@ -273,6 +274,8 @@ def print_text(text: str) -> str:
 @server.command("child")
 def child() -> str:
     """Start a process that lives until somebody ends it."""
+    import subprocess
+
     process = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdin=subprocess.DEVNULL)
     kept["child"] = process
     return str(process.pid)
@@ -290,4 +293,5 @@ def leave(code: int) -> str:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # the interpreter's end looks through all objects, which takes as long as to import numpy
     server.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -94,4 +95,5 @@ class TorchTools(TechRenaissanceServer):
 
 
 if __name__ == "__main__":
+    gc.freeze()  # as in tools.py
     TorchTools(debug=True).run(sys.argv[1])

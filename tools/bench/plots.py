@@ -285,7 +285,9 @@ def draw_in_flight(results: Results) -> Figure:
     rates = [1e6 / found[row]["median_us"] for row in labels]
     for place, (row, rate) in enumerate(zip(labels, rates, strict=True)):
         colour = _PEER if row.startswith("pool") else _OURS
-        axes.barh(place, rate, height=0.6, color=colour, alpha=0.55 if row == "one_by_one" else 0.88, linewidth=0)
+        axes.barh(
+            place, rate, height=0.6, color=colour, alpha=0.55 if row.endswith("one_by_one") else 0.88, linewidth=0
+        )
         axes.text(rate, place, f" {rate:,.0f}", va="center", fontsize=9)
     axes.set_yticks(range(len(labels)), labels.values())
     axes.tick_params(axis="y", colors=_INK)

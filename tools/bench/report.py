@@ -130,14 +130,18 @@ def _extras(extras: dict[str, Results]) -> list[str]:
 def in_flight_labels(found: Results) -> dict[str, str]:
     """What each row of the requests in flight is, in the order in which they are compared."""
     many = found.get("many", 4)
-    return {
+    depth = found.get("depth", 32)
+    labels = {
         "one_by_one": "one at a time",
-        "submit": f"submit(), {found.get('depth', 32)} in flight",
+        "submit": f"submit(), {depth} in flight",
+        "cpp_one_by_one": "from C++, one at a time",
+        "cpp_submit": f"from C++, submit(), {depth} in flight",
         "gather": "awaits at once, one session",
         "gather_many": f"awaits at once, {many} sessions",
         "pool": "ProcessPoolExecutor, one process",
         "pool_many": f"ProcessPoolExecutor, {many} processes",
     }
+    return {row: label for row, label in labels.items() if row in found}  # those of C++ need a compiler
 
 
 def _in_flight(found: Results) -> list[str]:
@@ -361,6 +365,7 @@ def headlines(results: Results) -> dict[str, float]:
     each = results["extras"].get("in_flight", {})
     for ours, other in (
         ("submit", "one_by_one"),
+        ("cpp_submit", "cpp_one_by_one"),
         ("await", "blocking"),
         ("gather", "pool"),
         ("gather_many", "pool_many"),

@@ -21,6 +21,7 @@ from typing import Any, Final
 import psutil
 
 from bench.load import Load, Measured, request
+from tr_mmap.processes.identity import Identity, send_signal, wait_for_ends
 
 CONNECTIONS: Final = 8
 RATE: Final = 100.0  # requests a second: about half of what fresh processes reach on two cores
@@ -200,7 +201,8 @@ class GatewaySoak:
 
     def close(self) -> list[str]:
         """End the gateway as a service manager does. Returns what is left of it."""
-        processes = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        children = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        processes = [each for each in (Identity.of(child.pid) for child in children) if each is not None]
         if (ended := self.process.poll()) is not None:
             return [f"no gateway: its exit status is {ended}: {self.log.read_text()[-4000:]}"]
         self.process.send_signal(signal.SIGTERM)
@@ -210,9 +212,10 @@ class GatewaySoak:
             self.process.kill()
             self.process.wait()
             return ["the gateway, which did not end at SIGTERM"]
-        _, alive = psutil.wait_procs(processes, END_S)
+        wait_for_ends(processes, time.monotonic() + END_S)
+        alive = [each for each in processes if each.is_alive()]
         for each in alive:
-            each.kill()
+            send_signal(each, signal.SIGKILL)
         left = [f"process {each.pid}" for each in alive]
         return left if status == 0 else [*left, f"the exit status {status}: {self.log.read_text()[-2000:]}"]
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..controller.futures import Futures
 from ..controller.pending import Pending
 from ..controller.results import Result
-from ..errors import RequestCancelled, TRException
+from ..errors import TRException
 
 __all__ = ["Call", "Waiter"]
 
@@ -76,9 +76,7 @@ class Call(asyncio.Future[Any]):
     def _settle(self, outcome: Result | Exception) -> None:
         if self.done():
             return
-        if isinstance(outcome, RequestCancelled):
-            super().cancel()
-        elif isinstance(outcome, Exception):
+        if isinstance(outcome, Exception):
             self.set_exception(outcome)
         else:
             try:

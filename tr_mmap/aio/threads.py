@@ -12,11 +12,16 @@ __all__ = ["in_thread"]
 _T = TypeVar("_T")
 
 
-async def in_thread(action: Callable[..., _T], *arguments: Any) -> _T:
+async def in_thread(action: Callable[..., _T], *arguments: Any, undo: Callable[[_T], object] | None = None) -> _T:
     """Call a function in a thread of its own, and wait for it. It is always run to its end.
 
     A task that is cancelled meanwhile waits for that end all the same, and is cancelled then: what the function has
     begun, a process say, is not left behind.
+
+    Args:
+        action: the function.
+        *arguments: its arguments.
+        undo: called in the loop with what the function has returned, if the task was cancelled.
     """
     loop = asyncio.get_running_loop()
     result: asyncio.Future[_T] = loop.create_future()
@@ -49,6 +54,7 @@ async def in_thread(action: Callable[..., _T], *arguments: Any) -> _T:
                 await asyncio.wait([result])
             except asyncio.CancelledError:
                 pass  # once more: the function goes on all the same
-        if not result.cancelled():
-            result.exception()  # it was asked for, so the loop does not complain
+        # The exception is asked for in any case, so that the loop does not complain.
+        if not result.cancelled() and result.exception() is None and undo is not None:
+            undo(result.result())
         raise

@@ -215,8 +215,8 @@ class AuthenticatedChannel(Channel):
         self._is_ordered = True
         self._inner.keep_order()
 
-    def is_sent(self, seq: int) -> bool:
-        return self._inner.is_sent(seq)
+    def has_just_sent(self, seq: int) -> bool:
+        return self._inner.has_just_sent(seq)
 
     def is_taken_up(self, order: int | None = None) -> bool:
         return self._inner.is_taken_up(order)

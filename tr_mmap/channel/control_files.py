@@ -6,7 +6,6 @@ A message that is too long for its slot in a ring is a spill: a file of its own,
 from __future__ import annotations
 
 import os
-import secrets
 from typing import Final
 
 import msgspec
@@ -85,7 +84,7 @@ class Spills:
         self._role = role
         self._owner = this_process.mark
         self._count = 0
-        self._token = secrets.token_hex(4)  # of this end, because an earlier one may have left spills
+        self._token = os.urandom(4).hex()  # of this end, because an earlier one may have left spills
         self.looked_at = ""  # the path of the last one that was read
 
     def write(self, text: bytes) -> bytes:

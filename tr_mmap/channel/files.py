@@ -195,7 +195,7 @@ class FileChannel(Channel):
     def keep_order(self) -> None:
         self._is_ordered = True
 
-    def is_sent(self, seq: int) -> bool:
+    def has_just_sent(self, seq: int) -> bool:
         return self._sent_seq == seq
 
     def _may_put(self, message: Request | Response) -> bool:  # noqa: ARG002 - a response of this channel has a number

@@ -81,8 +81,8 @@ class Channel(ABC):
             ResponseTimeout: a channel of files, and the peer has not taken the previous message, or ``stop`` said so.
         """
 
-    def is_sent(self, seq: int) -> bool:  # noqa: ARG002 - a channel of files keeps each message until it is taken
-        """Whether the message of that number is the last one that this side has sent, as far as can be told."""
+    def has_just_sent(self, seq: int) -> bool:  # noqa: ARG002 - a channel of files keeps each message until it is taken
+        """Whether the message of that number is one of the latest that this side has sent, as far as can be told."""
         return False
 
     def is_taken_up(self, order: int | None = None) -> bool:  # noqa: ARG002 - a channel of files has one at a time

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import platform
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -51,6 +49,9 @@ class ChannelKind(Protocol):
 def warn_about_order() -> None:
     """Say once in a process, through the logger ``tr_mmap``, what plain Python costs on this machine, if it does."""
     if not KEEPS_STORES_IN_ORDER:
+        import logging  # here: few processes warn, and each start of a worker would pay for it
+        import platform
+
         logging.getLogger("tr_mmap").warning(
             "tr_mmap runs without its C extension on a machine that is not x86 (%s): each tensor gets a new segment, "
             'and messages go over channel="files"; build the extension to be faster',

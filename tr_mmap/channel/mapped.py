@@ -18,7 +18,7 @@ own, which the slot names under ``"spill"``. Each start of a worker makes new ri
 A controller whose loop sleeps on descriptors is woken by ``responses.bell``, a FIFO, which it lets the worker write for
 one message at a time (``RING_BELL_OFFSET``).
 
-``status.page`` has ``STATUS_NBYTES``: one line and then spaces; its last word is the worker's heartbeat.
+``status.page`` has the status and the worker's heartbeat (``status_page.py``).
 
 ``request.json``, ``response.json`` and ``status.txt`` mirror the latest messages and the status for people: one line
 and then spaces, so ``cat`` and ``json.load`` work on them. A side that has waited for ``MIRROR_DELAY_S`` writes what
@@ -31,8 +31,6 @@ truncate a mapped file is SIGBUS for all that map it. ``by_hand.py`` notices wha
 from __future__ import annotations
 
 import os
-import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -42,17 +40,16 @@ from ..base import system
 from ..base.fork_safety import this_process
 from ..base.identifiers import is_doorbell_name
 from ..errors import BadMessage, TRException
-from ..native import IS_COMPILED, ChannelParts, Heartbeat, Mirror, Ring
+from ..native import IS_COMPILED, ChannelParts, Mirror, Ring
 from ..protocol.legacy import encode_legacy
 from ..protocol.messages import Request, Response, encode
-from ..protocol.status import Status, StatusLine, parse_status
+from ..protocol.status import Status, StatusLine
 from ..wire.messages import (
     BELL_FILE,
     BUSY_BY_HAND,
     EMPTY_SLOT,
     EXIT_COMMAND,
     HAND_ANSWER_S,
-    HEARTBEAT_OFFSET,
     MAX_MESSAGE_SEQ,
     MESSAGE_NUMBER_OFFSET,
     MESSAGE_REST_OFFSET,
@@ -65,33 +62,20 @@ from ..wire.messages import (
     RING_SLOT_NBYTES,
     RING_SLOTS,
     RING_WORDS_NBYTES,
-    STATUS_EXIT,
     STATUS_FILE,
     STATUS_NBYTES,
     STATUS_PAGE_FILE,
     STATUS_STARTING,
-    STATUS_TERMINATED,
 )
 from ..wire.names import DOORBELL_PREFIX
-from ..wire.waits import STATUS_RETRIES, STATUS_RETRY_S, STATUS_SLICE_S, WAIT_SLICE_S
+from ..wire.waits import STATUS_SLICE_S, WAIT_SLICE_S
 from .by_hand import MOST_WAITING, HandWatch
 from .control_files import SPILL_KEY, Spills, close_all, create_file, open_file
 from .doorbell import Doorbell
 from .interface import Channel, Overtaken, Role, check_bounds, never
+from .status_page import StatusPage
 
 __all__ = ["MappedChannel"]
-
-_EXIT_START: Final = int.from_bytes(STATUS_EXIT.encode(), sys.byteorder)
-_FAREWELL_START: Final = int.from_bytes(STATUS_TERMINATED.encode()[:4], sys.byteorder)
-_OUTCOMES: Final = (Status.OK, Status.ERROR)
-_WORD_NBYTES: Final = 8
-# Most statuses without a detail fit into one word. A store of one word is never torn.
-_SHORT_LINES: Final[dict[Status, int]] = {
-    status: int.from_bytes(f"{status.value}\n".encode().ljust(_WORD_NBYTES), sys.byteorder)
-    for status in Status
-    if len(status.value) < _WORD_NBYTES
-}
-
 
 _EMPTY_RING: Final = bytes(RING_WORDS_NBYTES) + RING_SLOTS * EMPTY_SLOT.encode().ljust(RING_SLOT_NBYTES)
 
@@ -115,13 +99,9 @@ class MappedChannel(Channel):
         request = Ring(self._request_file)
         response = Ring(system.map_write(response_fd, RING_NBYTES))
         self.status = system.map_write(status_fd, STATUS_NBYTES)
-        self._status_line = self.status[:HEARTBEAT_OFFSET]
-        self._status_start = self.status.cast("I")
-        self._status_words = self.status.cast("Q")
-        self._has_long_status = True  # the other side may have written one
-        self._last_status = StatusLine(Status.STARTING)  # the last that could be read
-        self._heartbeat = Heartbeat(self.status)
-        self.touch = self._heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
+        self._status = StatusPage(self.status, directory, role)
+        self._status_mirror = self._status.mirror
+        self.touch = self._status.heartbeat.touch  # type: ignore[method-assign]  # as fast as it can be
         self._doorbells = doorbells
         request_doorbell, response_doorbell = doorbells
         if role is Role.CONTROLLER:
@@ -132,14 +112,13 @@ class MappedChannel(Channel):
             self._peer_doorbell, self._own_doorbell = response_doorbell, request_doorbell
         self._request_mirror = Mirror(request, os.path.join(directory, REQUEST_FILE), b"")
         self._response_mirror = Mirror(response, os.path.join(directory, RESPONSE_FILE), b"")
-        # Nobody must write over an ``exit`` by hand that the worker has not noticed yet.
-        self._status_mirror = Mirror(self._status_line, os.path.join(directory, STATUS_FILE), STATUS_EXIT.encode())
         # The worker shows all that happened in a burst of requests; the controller, what a busy worker has not shown.
         self._mirrors: tuple[Mirror, ...] = (self._request_mirror, self._status_mirror)
         if role is Role.WORKER:
             self._mirrors = (self._request_mirror, self._response_mirror, self._status_mirror)
             self._request_mirror.mark_shown()  # what somebody has written there by hand must not be written over
         self._in.set_mirrors(self._mirrors)
+        self._status.shown_with = self._mirrors
         self._by_hand: list[bytes] = []  # the fast path looks whether it is empty
         self._hand_watch: HandWatch | None = None
         self._is_serving_by_hand = False
@@ -171,7 +150,7 @@ class MappedChannel(Channel):
 
     @classmethod
     def new_doorbells(cls) -> list[str]:
-        token = secrets.token_hex(8)
+        token = os.urandom(8).hex()
         return [f"{DOORBELL_PREFIX}{os.getpid()}_{token}_{end}" for end in "qr"]
 
     @classmethod
@@ -264,7 +243,7 @@ class MappedChannel(Channel):
             raise BadMessage(f"a message's number is 1 to {MAX_MESSAGE_SEQ}, not {seq}", detail=str(seq))
         return self._out.store(seq, b'{"seq":0,"spill":"%b"}' % self._spills.write(check_bounds(text)))
 
-    def is_sent(self, seq: int) -> bool:
+    def has_just_sent(self, seq: int) -> bool:
         return self._out.has_stored(seq)
 
     def _is_answered(self) -> bool:
@@ -274,7 +253,7 @@ class MappedChannel(Channel):
     def is_taken_up(self, order: int | None = None) -> bool:
         if self._out.done_by_peer <= (self._out.stored - 1 if order is None else order):
             return False
-        return super().is_taken_up() and not self._last_status.detail.startswith(BUSY_BY_HAND)
+        return super().is_taken_up() and not self._status.last.detail.startswith(BUSY_BY_HAND)
 
     def keep_order(self) -> None:
         self._out.is_ordered = True
@@ -360,61 +339,25 @@ class MappedChannel(Channel):
         return True
 
     def read_status(self) -> StatusLine:
-        for is_last in [False] * STATUS_RETRIES + [True]:
-            try:
-                self._last_status = self._read_status_once()
-                break
-            except BadMessage:  # the read may have been torn
-                if not is_last:
-                    time.sleep(STATUS_RETRY_S)
-        return self._last_status
-
-    def _read_status_once(self) -> StatusLine:
-        line = self._status_line.tobytes()
-        end = line.find(b"\n")
-        return parse_status(line[: end if end >= 0 else 80].decode("utf-8", "replace").strip("\0 "))
+        return self._status.read()
 
     def says_farewell(self) -> bool:
-        return self._status_start[0] == _FAREWELL_START and super().says_farewell()
+        return self._status.may_say_farewell() and super().says_farewell()
 
     def is_exit_requested(self) -> bool:
-        return self._status_start[0] == _EXIT_START and self.read_status().status is Status.EXIT
+        return self._status.may_say_exit() and self.read_status().status is Status.EXIT
 
     def write_status(self, status: Status, detail: str = "") -> None:
         if self._is_serving_by_hand and status is Status.BUSY:  # the controller's own request is not taken up
             detail = f"{BUSY_BY_HAND}: {detail}" if detail else BUSY_BY_HAND
-        mirror = self._status_mirror
-        is_exit = self._status_start[0] == _EXIT_START  # the controller's: an ``exit`` in the mirror is no news then
-        word = None if detail or self._has_long_status else _SHORT_LINES.get(status)
-        if word is not None:
-            self._status_words[0] = word
-        else:
-            line = StatusLine(status, detail).to_text().encode("utf-8", "replace") + b"\n"
-            self._status_line[:] = line.ljust(HEARTBEAT_OFFSET)
-            # The worker writes nearly every status, so it knows what is there; the controller rarely writes one.
-            self._has_long_status = len(line) > _WORD_NBYTES or self._role is Role.CONTROLLER
-        if is_exit:
-            mirror.restore()
-        elif status is Status.BUSY and not detail:
-            self._show_busy()
-        elif status not in _OUTCOMES:  # the next wait shows these
-            mirror.show()
-        if status is Status.READY:
-            mirror.forget()  # its controller may have waited for long: the worker itself shows that it is busy
-
-    def _show_busy(self) -> None:
-        """Show ``busy`` from a burst's second request on, as the fast path does. The controller shows a single one."""
-        if self._status_mirror.is_forgotten:
-            self._show_all()
-        elif self._status_mirror.is_stale:
-            self._status_mirror.forget()
+        self._status.write(status, detail)
 
     def _show_all(self) -> None:
         for mirror in self._mirrors:
             mirror.update()
 
     def advance_status(self, status: Status, detail: str = "") -> bool:
-        if self._status_start[0] == _EXIT_START:
+        if self._status.may_say_exit():
             return super().advance_status(status, detail)
         self.write_status(status, detail)
         return True
@@ -431,7 +374,7 @@ class MappedChannel(Channel):
                 return None
 
     def heartbeat_age_ms(self) -> float | None:
-        return self._heartbeat.age_ms()
+        return self._status.heartbeat.age_ms()
 
     # -- what somebody writes by hand ------------------------------------------------------------------------------
 

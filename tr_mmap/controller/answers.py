@@ -148,10 +148,14 @@ class Answers(InFlight):
         if pending.outcome is None and pending.seq in self._aside:
             self._take_aside(pending)
 
-    def poll(self) -> None:
-        """Consume the answers that are there, unless another thread does."""
+    def poll(self, *, even_if_idle: bool = False) -> None:
+        """Consume the answers that are there, unless another thread does.
+
+        Args:
+            even_if_idle: whether to look also if no request is in flight: a worker may have said what nobody has asked.
+        """
         worker = self.resources.worker
-        if worker is None or self.resources.is_foreign or not self.in_flight:
+        if worker is None or self.resources.is_foreign or not (self.in_flight or even_if_idle):
             return
         turn, me = self._consuming, get_ident()
         if turn.owner in (0, me):
@@ -256,11 +260,15 @@ class Answers(InFlight):
         return unanswered(worker, command_of(pending), timeout_s, order=order, other=other, place=place)
 
     def _forget(self, pending: Pending) -> None:
-        """The request was answered, or was not sent: release what it names."""
+        """The request was answered, or was not sent: release what it names.
+
+        It leaves the others last. If a signal handler raises before that, its answer is dealt with once more.
+        """
+        others = (each.order for each in list(self.in_flight.values()) if each is not pending)
+        self.transfer.release(pending, min(others, default=None))
+        self._aside.pop(pending.seq, None)
         if self.in_flight.get(pending.seq) is pending:
             self.in_flight.pop(pending.seq, None)
-        self._aside.pop(pending.seq, None)
-        self.transfer.release(pending, min((each.order for each in list(self.in_flight.values())), default=None))
 
     # -- the worker's end -----------------------------------------------------------------------------------------
 

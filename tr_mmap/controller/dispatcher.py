@@ -93,7 +93,8 @@ class Dispatcher(Claims):
         )
         if found.__class__ is tuple:
             return found
-        deadline_s = time.monotonic() + timeout_s
+        # The fast path may have waited for the answer until its time was over.
+        deadline_s = time.monotonic() + timeout_s if found is None else found.deadline_s
         pending: Pending = Pending(message, framework) if found is None else found
         try:
             if on_progress is not None:
@@ -178,9 +179,9 @@ class Dispatcher(Claims):
         deadline_s = began_s + timeout_s
         notice_s = min(began_s + (_ANSWER_NOTICE_S if self.in_flight else _END_NOTICE_S), deadline_s)
         exiting, has_ended = object(), False
-        self._exits.add(exiting)  # requests that wait for their turn are not sent any more
-        self._counters.blocked += 1
         try:
+            self._exits.add(exiting)  # requests that wait for their turn are not sent any more
+            self._note_exits()
             if worker.channel.capacity == 1:  # else it follows them
                 self._consume_until(worker, lambda: not self.in_flight, notice_s)
                 if self.in_flight and notice_s < deadline_s:
@@ -201,9 +202,12 @@ class Dispatcher(Claims):
                 if not stands:
                     stands = self._exit_anyway(worker, deadline_s)
         finally:
-            if not has_ended and exiting in self._exits:
+            if not has_ended:
                 self._exits.discard(exiting)
-                self._counters.blocked -= 1
+                self._note_exits()
+
+    def _note_exits(self) -> None:
+        self._counters.blocked = len(self._exits) + self.is_closing
 
     def _give_notice_of_exit(self, worker: WorkerHandle, deadline_s: float) -> None:
         """Say what this wait is for: at the end of a ``with`` block it looks like a hang."""
@@ -222,12 +226,16 @@ class Dispatcher(Claims):
         return bool(self.in_turn(self._sending, deadline_s, self._send_exit, worker, deadline_s))
 
     def _send_exit(self, worker: WorkerHandle, deadline_s: float) -> bool:
+        if worker.is_told_to_exit:
+            return True
         self._counters.seq = seq = self._counters.seq % MAX_MESSAGE_SEQ + 1
         request = Request(seq=seq, command=EXIT_COMMAND, timestamp=now_ms())
         try:
-            return worker.channel.request_exit(request, deadline_s, worker.is_over)
+            stands = worker.channel.request_exit(request, deadline_s, worker.is_over)
         except (Overtaken, ResponseTimeout):
             return False
+        worker.is_told_to_exit = stands and worker.channel.capacity > 1
+        return stands
 
     def _exit_anyway(self, worker: WorkerHandle, deadline_s: float) -> bool:
         """Ask the worker to exit while a request is under way. Returns False if this must be repeated."""
@@ -283,7 +291,7 @@ class Dispatcher(Claims):
                 the same; call this again for the rest.
         """
         self.is_closing = True
-        self._counters.blocked += 1
+        self._note_exits()
         self.closers += 1
         worker = self.resources.worker
         try:

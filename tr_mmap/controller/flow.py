@@ -141,7 +141,9 @@ class Flow(Answers):
         if count >= limit and self._sending.owner == get_ident():
             # A signal handler asks in the middle of a send: what is not sent yet goes after the request of the handler.
             count -= sum(
-                not worker.channel.is_sent(each.seq) for each in list(self._storing) if each.seq in self.in_flight
+                not (each.is_sent or worker.channel.has_just_sent(each.seq))
+                for each in list(self._storing)
+                if each.seq in self.in_flight
             )
         return count < limit
 
@@ -178,6 +180,7 @@ class Flow(Answers):
             request = self.transfer.request(seq, draft)
             try:
                 channel.send(request, deadline_s, worker.is_over)
+                pending.is_sent = True
                 break
             except Overtaken:  # a signal handler has sent a request meanwhile, and may have changed tags
                 self.check_own()
@@ -197,8 +200,9 @@ class Flow(Answers):
         pending.is_abandoned = True
         worker, seq = self.resources.worker, pending.seq
         is_aside = seq in self._aside
-        if pending.outcome is None and seq and not is_aside and worker is not None and worker.channel.is_sent(seq):
-            worker.channel.ring()  # the interrupted code may not have come to that
+        channel = None if pending.outcome is not None or not seq or is_aside or worker is None else worker.channel
+        if channel is not None and (pending.is_sent or channel.has_just_sent(seq)):
+            channel.ring()  # the interrupted code may not have come to that
             return  # its answer is dropped when it comes
         self._forget(pending)
         if is_aside:

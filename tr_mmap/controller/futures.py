@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from threading import Condition
 from typing import Any, Final, Protocol, TypeVar
 
 from ..base import system
 from ..base.background import Background
-from ..errors import RequestCancelled, SystemLimit, TRException
+from ..errors import SystemLimit
 from ..protocol.commands import UserMessage
 from .dispatcher import Dispatcher
 from .pending import Pending
@@ -26,15 +25,12 @@ from .progress import OnProgress
 from .results import Result
 from .worker_handle import WorkerHandle
 
-__all__ = ["Awaited", "Futures", "RequestFuture"]
+__all__ = ["LOOK_S", "Awaited", "Futures"]
 
 _log = logging.getLogger("tr_mmap")
-_LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
+LOOK_S: Final = 1.0  # how often to look while something is in flight: a ring may be lost
 _RETURN_S: Final = 0.02  # how often to return from a wait on a channel that has no bell
 _YIELD_S: Final = 0.001  # how long the thread leaves the answers to callers that wait for some themselves
-_PENDING: Final = "PENDING"  # states of the standard library's futures
-_FINISHED: Final = "FINISHED"
-_DONE: Final = frozenset({_FINISHED, "CANCELLED", "CANCELLED_AND_NOTIFIED"})
 
 
 _A = TypeVar("_A", bound="Awaited")
@@ -57,13 +53,6 @@ class Awaited(Protocol):
         """There is a result, or an error. May be called again, and does nothing then."""
 
 
-class Replacing(Protocol):
-    """A session."""
-
-    def _replace_worker(self, worker: WorkerHandle) -> None:
-        """End a worker, and start another in its place."""
-
-
 class Futures:
     """The requests of one session whose results come later.
 
@@ -76,6 +65,7 @@ class Futures:
         self._resources = dispatcher.resources
         self._awaited: dict[Pending, Awaited] = {}
         self._thread: Background | None = None
+        self._beginning = threading.RLock()
         self.has_own_loop = False  # the program's loop calls process()
         self._sleeps_until_s = math.inf  # when the thread looks at the requests' times again
         self._waits = 0  # how often a caller has waited for a result itself
@@ -111,6 +101,8 @@ class Futures:
         pending = Pending(message, framework)
         deadline_s = time.monotonic() + timeout_s
         awaited = make(pending, deadline_s)
+        if self._thread is None and not self.has_own_loop:
+            self._begin()  # before anything is sent: the system may have no thread left
         pending.on_done = self._on_done
         try:
             self._awaited[pending] = awaited
@@ -124,12 +116,9 @@ class Futures:
             raise
         if pending.outcome is not None:
             self._on_done(pending)
-        elif not self.has_own_loop:
-            if self._thread is None:
-                self._begin()
-            elif min(deadline_s, time.monotonic() + _LOOK_S) < self._sleeps_until_s:
-                self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
-                self.wake()
+        elif not self.has_own_loop and min(deadline_s, time.monotonic() + LOOK_S) < self._sleeps_until_s:
+            self._sleeps_until_s = 0.0  # it is about to look: one wake is enough
+            self.wake()
         return awaited
 
     def ring(self) -> None:
@@ -139,8 +128,10 @@ class Futures:
             worker.channel.ring()
 
     def _begin(self) -> None:
-        self._resources.stop_thread = self.stop
-        self._thread = Background(self._run)
+        with self._beginning:
+            if self._thread is None:
+                self._resources.stop_thread = self.stop
+                self._thread = Background(self._run)
 
     def _on_done(self, pending: Pending) -> None:
         awaited = self._awaited.get(pending)
@@ -201,8 +192,9 @@ class Futures:
                 dispatcher.look_last(worker, pending)
                 error = dispatcher.unanswered(worker, pending, awaited.timeout_s) if pending.outcome is None else None
                 if error is not None and pending.outcome is None:
+                    awaited.settle(error)  # first: an exception may come before the next step
                     self.drop(awaited)
-                    awaited.settle(error)
+                    continue
             try:
                 dispatcher.take_aside(pending)
             except SystemLimit:
@@ -218,7 +210,7 @@ class Futures:
         if bell is not None:
             system.drain_fifo(bell)
         while True:
-            self._dispatcher.poll()
+            self._dispatcher.poll(even_if_idle=True)
             if self._dispatcher.progress.is_on:
                 self._dispatcher.progress.look()
             self._settle_what_is_over()
@@ -254,8 +246,9 @@ class Futures:
         while not thread.has_to_return:
             try:
                 self._step(thread)
-            except BaseException:  # a callback raises SystemExit, say
+            except BaseException:  # a callback raises SystemExit, say; or the system is at a limit
                 _log.exception("session %r: an answer could not be dealt with", self._resources.session_id)
+                thread.sleep(LOOK_S)
         return False
 
     def _step(self, thread: Background) -> None:
@@ -269,7 +262,7 @@ class Futures:
             thread.sleep(None, *([] if bell is None else [bell.fd]))
             return
         now_s = time.monotonic()
-        self._sleeps_until_s = until_s = min(self.next_deadline_s(), now_s + _LOOK_S)
+        self._sleeps_until_s = until_s = min(self.next_deadline_s(), now_s + LOOK_S)
         if bell is not None and (worker is None or worker.channel.has_bell):
             thread.sleep(max(0.0, until_s - now_s), bell.fd)
         elif worker is not None:
@@ -280,164 +273,3 @@ class Futures:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop()
-
-
-class _MadeWhenUsed:
-    """The condition of a future: made when somebody waits for that future, or adds a callback."""
-
-    def __get__(self, future: RequestFuture, owner: type[RequestFuture]) -> Condition:
-        made: Condition = future.__dict__.setdefault("_condition", Condition())
-        return made
-
-
-class RequestFuture(Future[Any]):
-    """The result of one request; made by ``PythonSession.submit``.
-
-    Callbacks run in the thread that consumes the answer: of the session, or of a caller that waits for another one. So
-    they should be short.
-    """
-
-    # Whoever looks at the state makes the condition first, and settle() stores the state before it looks whether there
-    # is one. So a result for which nobody waits yet needs no lock, and nobody misses it.
-    _condition = _MadeWhenUsed()
-
-    def __init__(
-        self,
-        futures: Futures,
-        owner: Replacing,
-        timeout_s: float,
-        shape: Callable[[Result], Any],
-        pending: Pending,
-        deadline_s: float,
-    ) -> None:
-        # Those of the standard library's class, whose __init__ makes the condition.
-        self._state = _PENDING
-        self._result = self._exception = None
-        self._waiters: list[Any] = []
-        self._done_callbacks: list[Any] = []
-        self._futures = futures
-        self._owner: Replacing | None = owner  # must live until there is a result
-        self._shape = shape
-        self.pending = pending
-        self.deadline_s = deadline_s
-        self.timeout_s = timeout_s
-
-    def settle(self, outcome: Result | Exception) -> None:
-        """There is a result, or an error."""
-        if self._state in _DONE:
-            return
-        self._owner = None
-        if outcome.__class__ is tuple:
-            try:
-                result = self._shape(outcome)
-            except TRException as error:
-                outcome = error
-            else:
-                if self._ends_with("result"):
-                    self._set(result)
-                return
-        if isinstance(outcome, RequestCancelled):
-            self._note_cancelled()
-        elif self._ends_with("error"):
-            try:
-                self.set_exception(outcome)  # type: ignore[arg-type] # what is no result
-            except InvalidStateError:
-                pass  # another thread was faster
-
-    def _ends_with(self, what: str) -> bool:
-        """Whether it ends so: what is said first counts, by whatever thread. May be said again after an interrupt."""
-        return bool(self.__dict__.setdefault("_end", what) == what)
-
-    def _set(self, result: Any) -> None:
-        self._result = result
-        if "_condition" not in self.__dict__:
-            self._state = _FINISHED
-            if "_condition" not in self.__dict__:
-                return
-        with self._condition:
-            if self.__dict__["_end"] == "told":
-                return
-            self._state, self.__dict__["_end"] = _FINISHED, "told"
-            for waiter in self._waiters:
-                waiter.add_result(self)
-            self._condition.notify_all()
-        self._invoke_callbacks()  # type: ignore[attr-defined] # as set_result does
-
-    def _note_cancelled(self) -> bool:
-        is_cancelled = self._ends_with("cancelled") and super().cancel()
-        if is_cancelled and self._state == "CANCELLED":
-            self.set_running_or_notify_cancel()  # for those that wait for several futures
-        return is_cancelled
-
-    def done(self) -> bool:
-        """Whether there is a result, or an error, or it was cancelled."""
-        return self._state in _DONE
-
-    def cancel(self, *, kill_running: bool = False) -> bool:
-        """Cancel the request.
-
-        Args:
-            kill_running: if the worker's handler has been called already, end the worker, and start another one. Other
-                requests of the session that are in flight fail with WorkerDied. Without it, a handler that has been
-                called may notice the wish (``server.cancelled()``); then its answer cancels the future.
-
-        Returns:
-            Whether it is cancelled now. False if its handler has been called, or if it is done.
-        """
-        if self.done():
-            return self.cancelled()
-        if self._futures.cancel(self):
-            self._futures.drop(self)
-            return self._note_cancelled()
-        if not kill_running or self.done():
-            return self.cancelled()
-        owner, worker = self._owner, self._futures.worker_of(self)
-        if not self._note_cancelled():
-            return False
-        self._futures.drop(self)
-        if owner is not None and worker is not None:
-            owner._replace_worker(worker)
-        return True
-
-    def running(self) -> bool:
-        """Whether the worker's handler has been called, and has not answered."""
-        return not self.done() and self._futures.is_running(self)
-
-    def _wait(self, timeout: float | None) -> float:
-        """Consume answers until there is a result, or the time is over. Returns how long to wait then."""
-        deadline_s = math.inf if timeout is None else time.monotonic() + timeout
-        while not self.done():
-            self._futures.consume_for(self, deadline_s)
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
-                return 0.0
-            if not self.done():
-                self._done_soon(min(left_s, _LOOK_S))
-        return 0.0
-
-    def _done_soon(self, timeout_s: float) -> None:
-        """Wait a little: another thread settles it, or its worker has ended."""
-        try:
-            super().exception(timeout_s)
-        except (TimeoutError, CancelledError):
-            pass
-
-    def result(self, timeout: float | None = None) -> Any:
-        """The result, as ``calculate`` returns it.
-
-        Args:
-            timeout: seconds to wait; None for as long as the request's own ``timeout_ms`` lets it take.
-
-        Raises:
-            TimeoutError: it is not there in that time; the request goes on.
-            RemoteError, ResponseTimeout, WorkerDied: there is none.
-            CancelledError: the request was cancelled.
-        """
-        wait_s = 0.0 if self._state in _DONE else self._wait(timeout)
-        if self._state == _FINISHED and self._exception is None:
-            return self._result
-        return super().result(wait_s)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What :meth:`result` would raise; None if it would return."""
-        return super().exception(self._wait(timeout))

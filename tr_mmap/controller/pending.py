@@ -10,8 +10,12 @@
     its number, 0 until it is about to be sent; and how many requests of the session were sent before it.
 ``outcome``
     its result, with views, which hold the leases; or its error; None while there is neither.
+``deadline_s``
+    when the time is over of a call that the fast path has begun, by the monotonic clock; 0 for all others.
 ``held``
     this side's segments that it names; None for none.
+``is_sent``
+    its message was stored; may not be noted yet if an exception came just then: the channel knows its latest messages.
 ``is_abandoned``
     no caller waits for the answer any more; it is dropped when it comes.
 ``asker``

@@ -36,16 +36,19 @@ class ProgressWatch:
 
     def add(self, pending: Pending, on_progress: OnProgress) -> None:
         """Watch a request that is about to be sent."""
-        self._counters.blocked += 1
         self._watched[pending] = on_progress, None
-        self.is_on = True
+        self._note()
 
     def remove(self, pending: Pending) -> None:
         """Watch it no more: it is answered, or nobody waits for it. Does nothing for one that is not watched."""
         if self._watched.pop(pending, None) is not None:
-            self._counters.blocked -= 1
             self._reader.forget(pending.seq)
-            self.is_on = bool(self._watched)
+        self._note()
+
+    def _note(self) -> None:
+        """Say what follows from the requests that are watched; once more after an exception in the middle."""
+        self.is_on = is_on = bool(self._watched)
+        self._counters.is_watched = is_on
 
     def look(self) -> None:
         """Tell each caller of a progress that is new."""

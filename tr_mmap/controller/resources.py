@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -83,7 +82,7 @@ class SessionResources(ForkAware):
         self.last_pid = 0  # of the worker that was started last
         self._sweep()
         self._guard = self._new_guard()
-        self._mark = f"{os.getpid()}-{secrets.token_hex(8)}" if self._guard is None else self._guard.mark
+        self._mark = f"{os.getpid()}-{os.urandom(8).hex()}" if self._guard is None else self._guard.mark
         try:
             if self._guard is not None:
                 self._guard.watch()  # before the directory is there: this process may be killed at any moment
@@ -233,7 +232,7 @@ class SessionResources(ForkAware):
         options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
-        mark = f"{self._mark}-{secrets.token_hex(4)}"
+        mark = f"{self._mark}-{os.urandom(4).hex()}"
         if self._guard is not None:
             self._guard.watch()  # again, if somebody has ended it
         kind = channel_kind(self._channel)

@@ -19,10 +19,10 @@ from ..errors import ResponseTimeout, SemaphoresUnavailable
 from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
-from .futures import RequestFuture
 from .lifecycle import SessionLifecycle
 from .options import AtBudget, AtLimit, ChannelName, Views, seconds_of
 from .progress import OnProgress
+from .request_future import RequestFuture
 from .results import Result, tensors_of, value_of
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ class WorkerHandle:
         watch: notices the worker's death and wakes the channel.
         fast_path: a request and its response in one call of the extension; None if there is no fast path.
         sent_before: how many requests the session had sent before this worker started.
+        is_told_to_exit: whether the request to exit is in its ring, where it stays until the worker comes to it.
 
     Args:
         channel: this side of the channel.
@@ -53,6 +54,7 @@ class WorkerHandle:
 
     fast_path: ControllerFastPath | None = None
     sent_before = 0
+    is_told_to_exit = False
     _has_said_farewell: bool | None = None  # None until the end
     _farewell_s: float | None = None  # when this side first saw that the worker serves no more
     _has_ended_service = False  # it said farewell, and its process did not end soon after

@@ -131,9 +131,11 @@ class Pending:
     asker: Any
     on_done: Any
     held: Any
+    deadline_s: float
     seq: int
     order: int
     is_abandoned: bool
+    is_sent: bool
     is_lost: bool
     is_given_up: bool
     def __init__(self, message: Any, framework: str | None = None) -> None: ...
@@ -152,6 +154,7 @@ class Counters:
     sent: int
     limit: int
     blocked: int
+    is_watched: bool
 
 class ControllerFastPath:
     def __init__(

@@ -156,7 +156,7 @@ static int split(PyObject *text, Span *command, Span *parameters) {
 /* Whether a request may be sent here and now, with nothing that Python would have to do before. */
 static int may_send(const ControllerFastPath *self) {
     const Endpoint *endpoint = &self->base;
-    return turn_is_free(self->sending) && self->counters->blocked == 0 &&
+    return turn_is_free(self->sending) && self->counters->blocked == 0 && !self->counters->is_watched &&
            PyDict_GET_SIZE(self->in_flight) < self->counters->limit && PyDict_GET_SIZE(self->unannounced) == 0 &&
            !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
 }
@@ -215,16 +215,17 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
             MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
         return 0;
     int is_ready = publish_all(endpoint, tensors, &message);
-    /* Other threads, and signal handlers, ran while large tensors were copied. From here on no other code does. */
-    if (is_ready > 0 && !may_send(self)) is_ready = 0;
     message.timestamp = now_ms();
     if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
+    if (is_ready > 0) is_ready = move_held(self, pending) == 0; /* makes a list, so the garbage collector may run */
+    /* Other threads, signal handlers and destructors, which may have sent requests, ran until here. No other code runs
+     * from here on: nothing that is made below is of the collector's. */
+    if (is_ready > 0 && !may_send(self)) is_ready = 0;
     Counters *counters = self->counters;
     long seq = counters->seq % WIRE_MAX_MESSAGE_SEQ + 1;
     PyObject *number = is_ready > 0 ? PyLong_FromLong(seq) : NULL;
     int is_known = number == NULL ? -1 : PyDict_Contains(self->in_flight, number);
-    int is_sent = is_known == 0 && move_held(self, pending) == 0 &&
-                  PyDict_SetItem(self->in_flight, number, (PyObject *)pending) == 0;
+    int is_sent = is_known == 0 && PyDict_SetItem(self->in_flight, number, (PyObject *)pending) == 0;
     if (is_sent && ring_store(endpoint->out, seq, draft.text, draft.nbytes) <= 0) {
         is_sent = 0;
         PyDict_DelItem(self->in_flight, number);
@@ -235,6 +236,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
         return PyErr_Occurred() ? -1 : 0;
     }
     pending->seq = counters->seq = seq;
+    pending->is_sent = 1;
     pending->order = self->sent_before + ring_stored(endpoint->out) - 1;
     counters->sent = pending->order + 1;
     if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
@@ -279,7 +281,7 @@ static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
 /* Call what is to be called when there is an outcome; -1 with an exception. */
 static int tell_done(Pending *pending) {
     PyObject *on_done = pending->on_done;
-    if (on_done == NULL) return 0;
+    if (on_done == NULL || on_done == Py_None) return 0;
     pending->on_done = NULL;
     PyObject *returned = PyObject_CallOneArg(on_done, (PyObject *)pending);
     Py_DECREF(on_done);
@@ -310,7 +312,8 @@ static int consume_next(ControllerFastPath *self) {
                    (pending->framework == NULL || pending->framework == endpoint->state->names[NUMPY]);
     if (is_quick) {
         if (pending->framework == NULL) message.count = 0;
-        reply = make_reply(self, &message); /* other code may run now, and consume this answer */
+        reply = make_reply(self, &message); /* other code may run now, and consume this answer, or put one aside */
+        if (PyDict_GET_SIZE(self->aside) != 0) Py_CLEAR(reply);
     }
     if (reply != NULL) {
         if (pending->outcome == NULL) pending->outcome = Py_NewRef(reply);
@@ -381,6 +384,7 @@ static PyObject *py_call(ControllerFastPath *self, PyObject *const *arguments, P
     if (!turn_is_free(self->consuming)) Py_RETURN_NONE;
     Pending *pending = pending_new(self->base.state, arguments[0], arguments[3] == Py_None ? NULL : arguments[3]);
     if (pending == NULL) return NULL;
+    pending->deadline_s = until_us / 1e6;
     int is_sent = send_request(self, pending, arguments[1], 0);
     if (is_sent <= 0 || !turn_is_free(self->consuming)) {
         if (is_sent > 0) return (PyObject *)pending;

@@ -157,3 +157,23 @@ int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *
     if (SKIP(&cursor, ",\"tensors\":") && !read_tensors(&cursor, message)) return 0;
     return SKIP(&cursor, "}") && cursor.at == cursor.end;
 }
+
+const char has_as_many_colons_doc[] =
+    "has_as_many_colons(line, values)\n--\n\nWhether a line of bytes has as many colons as a tuple has true values.";
+
+PyObject *py_has_as_many_colons(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    (void)module;
+    if (count != 2 || !PyBytes_Check(arguments[0]) || !PyTuple_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "has_as_many_colons takes bytes and a tuple");
+        return NULL;
+    }
+    Py_ssize_t surplus = 0;
+    const char *text = PyBytes_AS_STRING(arguments[0]);
+    for (Py_ssize_t index = 0; index < PyBytes_GET_SIZE(arguments[0]); index++) surplus += text[index] == ':';
+    for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(arguments[1]); index++) {
+        int is_true = PyObject_IsTrue(PyTuple_GET_ITEM(arguments[1], index));
+        if (is_true < 0) return NULL;
+        surplus -= is_true;
+    }
+    return PyBool_FromLong(surplus == 0);
+}

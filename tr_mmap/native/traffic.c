@@ -58,8 +58,10 @@ static PyMemberDef pending_members[] = {
     {"asker", T_OBJECT, offsetof(Pending, asker), 0, "marks the thread that made it"},
     {"on_done", T_OBJECT, offsetof(Pending, on_done), 0, "called once when there is an outcome"},
     {"held", T_OBJECT, offsetof(Pending, held), 0, "the segments that it names"},
+    {"deadline_s", T_DOUBLE, offsetof(Pending, deadline_s), 0, "when the time of a call is over"},
     {"seq", T_LONG, offsetof(Pending, seq), 0, "its number; 0 until it is about to be sent"},
     {"is_abandoned", T_BOOL, offsetof(Pending, is_abandoned), 0, "no caller waits for the answer"},
+    {"is_sent", T_BOOL, offsetof(Pending, is_sent), 0, "its message was stored"},
     {"is_lost", T_BOOL, offsetof(Pending, is_lost), 0, "it was lost with its worker"},
     {"is_given_up", T_BOOL, offsetof(Pending, is_given_up), 0, "and its asker has started the next worker since"},
     {NULL, 0, 0, 0, NULL},
@@ -160,6 +162,7 @@ static void counters_dealloc(PyObject *self) { free_object(self); }
 static PyMemberDef counters_members[] = {
     {"seq", T_LONG, offsetof(Counters, seq), 0, "the number of the last request"},
     {"limit", T_INT, offsetof(Counters, limit), 0, "most requests in flight"},
+    {"is_watched", T_BOOL, offsetof(Counters, is_watched), 0, "whether Python looks how far requests are"},
     {"blocked", T_INT, offsetof(Counters, blocked), 0, "how many reasons there are to send none"},
     {NULL, 0, 0, 0, NULL},
 };

@@ -12,9 +12,10 @@ typedef struct {
     PyObject_HEAD
     PyObject *message, *framework, *outcome, *asker, *on_done;
     PyObject *held; /* a list of this side's segments that the request names */
+    double deadline_s; /* of a call; 0 for all others */
     long seq;
     uint64_t order;
-    char is_abandoned, is_lost, is_given_up;
+    char is_abandoned, is_given_up, is_lost, is_sent;
 } Pending;
 
 /* A request that any thread may make next; NULL with an exception. */
@@ -40,6 +41,7 @@ typedef struct {
     uint64_t sent; /* how many requests were sent */
     int limit;     /* most requests in flight */
     int blocked;   /* how many reasons there are to send none */
+    char is_watched; /* Python looks how far requests are, so it sends them */
 } Counters;
 
 #endif

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import subprocess
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -46,7 +45,7 @@ class Guard:
     """
 
     def __init__(self, interpreter: str, directory: str, levels: int, environ: Mapping[str, str] = os.environ) -> None:
-        self.mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self.mark = f"{os.getpid()}-{os.urandom(8).hex()}"
         self._program = [interpreter, "-I", "-S", *_run()]
         folder, name = os.path.split(directory)
         controller = Identity.current()

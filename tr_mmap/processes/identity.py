@@ -176,15 +176,14 @@ def open_pidfd(identity: Identity) -> int | None:
     if not hasattr(os, "pidfd_open") or not identity.is_judgeable():
         return None
     try:
-        fd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        raise
-    except OSError:  # no such system call, forbidden in this sandbox, or out of descriptors
-        return None
+        fd: int | None = os.pidfd_open(identity.pid)
+    except OSError:  # it has ended; or no such system call, forbidden in this sandbox, or out of descriptors
+        fd = None
     # After opening, not before: if the process lives now, its pid was not reused before we opened it.
     if identity.is_alive():
         return fd
-    os.close(fd)
+    if fd is not None:
+        os.close(fd)
     raise ProcessLookupError(f"process {identity.pid} has ended")
 
 

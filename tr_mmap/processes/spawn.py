@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -229,7 +228,7 @@ class WorkerProcess:
             SystemLimit: too many open files or processes, or too little memory.
             OSError: a system call failed; no process is left.
         """
-        mark = mark or f"{os.getpid()}-{secrets.token_hex(8)}"
+        mark = mark or f"{os.getpid()}-{os.urandom(8).hex()}"
         child: Child | None = None
         try:
             log_path, log_fd = create_log(log_path, log_link)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import tempfile
 from typing import Final, NamedTuple
 
 from ..base import system
 from ..base.fork_safety import this_process
-from ..wire.limits import DUMP_LINE_NBYTES, DUMP_LINES, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
+from ..wire.limits import DUMP_LEAST_LINES, DUMP_LINE_CHARS, DUMP_LINES_BEFORE, DUMP_NBYTES, LOG_TAIL_NBYTES
 from ..wire.words import ANSWERED_LINE
+from .fatal_dump import shown_dump
 
 __all__ = [
     "MAX_LOG_NBYTES",
@@ -88,7 +88,7 @@ def new_log_path(directory: str) -> str:
             return ""  # gettempdir() falls back to the current directory: there is no place for temporary files
     except OSError:
         return ""
-    return os.path.join(place, f"tr_mmap-log-{secrets.token_hex(16)}")
+    return os.path.join(place, f"tr_mmap-log-{os.urandom(16).hex()}")
 
 
 def _are_on_one_file_system(first: str, second: str) -> bool:
@@ -222,8 +222,8 @@ def log_tail(path: str, lines: int) -> str:
     What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
     request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
 
-    If the lines end in a longer dump of Python's at a fatal error, its first lines and those before it take the place
-    of some: they say what the error was, and often why.
+    If there is a longer dump of Python's at a fatal error, these are the last lines before it and what
+    :func:`~.fatal_dump.shown_dump` shows of it.
     """
     try:
         fd = system.open_private_file(path)
@@ -236,9 +236,9 @@ def log_tail(path: str, lines: int) -> str:
         system.close(fd)
     found = dump[-LOG_TAIL_NBYTES:].decode("utf-8", errors="replace").splitlines()
     fatal = dump.rfind(b"\n" + _FATAL) + 1 or (0 if dump.startswith(_FATAL) else -1)
-    if lines < 2 * DUMP_LINES or fatal < 0 or dump.count(b"\n", fatal) <= lines - DUMP_LINES_BEFORE:
+    if lines < DUMP_LEAST_LINES or fatal < 0 or dump.count(b"\n", fatal) <= lines - DUMP_LINES_BEFORE:
         return "\n".join(found[-lines:]) if lines > 0 else ""
-    before = dump[max(0, fatal - DUMP_LINE_NBYTES * DUMP_LINES_BEFORE) : fatal].splitlines()[-DUMP_LINES_BEFORE:]
-    after = dump[fatal : fatal + DUMP_LINE_NBYTES * DUMP_LINES].splitlines()[: DUMP_LINES - len(before)]
-    first = [line.decode("utf-8", errors="replace") for line in before + after]
-    return "\n".join([*first, _LEFT_OUT, *found[len(first) + 1 - lines :]])
+    before = dump[:fatal].decode("utf-8", errors="replace").splitlines()[-DUMP_LINES_BEFORE:]
+    first = [line[-DUMP_LINE_CHARS:] for line in before]
+    shown = shown_dump(dump[fatal:].decode("utf-8", errors="replace").splitlines(), lines - len(first) - 1)
+    return "\n".join([*first, *shown, _LEFT_OUT])

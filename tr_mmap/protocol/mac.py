@@ -23,13 +23,19 @@ can change the tensors.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from typing import Final
 
 from ..errors import BadMessage
 from ..wire.messages import MAX_MESSAGE_SEQ
 from .messages import Request, Response, encode
+
+try:
+    # Where hashlib and hmac have these from. To import those two loads OpenSSL: 5 ms of each worker's start.
+    from _blake2 import blake2b
+    from _operator import _compare_digest as compare_digest
+except ImportError:  # another Python than CPython
+    from hashlib import blake2b
+    from hmac import compare_digest  # type: ignore[no-redef] # the same, with OpenSSL's signature
 
 __all__ = ["MAC_NBYTES", "SECRET_NBYTES", "Signer", "Verifier"]
 
@@ -104,7 +110,7 @@ class Verifier:
             return False
         number = _number_of(seq, self._last)
         wanted = _mac(self._keyed, number, message[comma:rest_end])
-        if not hmac.compare_digest(wanted.encode(), message[rest_end + 8 : -2]):
+        if not compare_digest(wanted.encode(), message[rest_end + 8 : -2]):
             return False
         if number <= self._last:  # a signal handler has accepted it, or a later one, in the middle of this call
             return False
@@ -113,8 +119,8 @@ class Verifier:
         return True
 
 
-def _keyed(secret: bytes, kind: str) -> hashlib.blake2b:
-    return hashlib.blake2b(digest_size=MAC_NBYTES, key=secret, person=f"tr_mmap {kind}".encode())
+def _keyed(secret: bytes, kind: str) -> blake2b:
+    return blake2b(digest_size=MAC_NBYTES, key=secret, person=f"tr_mmap {kind}".encode())
 
 
 def _number_of(seq: int, last: int) -> int:
@@ -122,7 +128,7 @@ def _number_of(seq: int, last: int) -> int:
     return last + 1 + (seq - last - 1) % MAX_MESSAGE_SEQ
 
 
-def _mac(keyed: hashlib.blake2b, number: int, rest: bytes) -> str:
+def _mac(keyed: blake2b, number: int, rest: bytes) -> str:
     state = keyed.copy()
     state.update(number.to_bytes(8, "little"))
     state.update(rest)

@@ -129,6 +129,7 @@ def _prepare(settings: Settings) -> None:
     """Enter namespaces, if they can be made, and import modules. Corrects ``settings.layers``."""
     wanted = "mount_namespace" in settings.layers
     is_entered = wanted and namespaces.enter(has_network=settings.has_network)
+    gc.disable()  # the imports of torch would otherwise be interrupted by collections for a tenth of their time
     for name in settings.preload:
         importlib.import_module(name)
     _hide_modules(settings)
@@ -136,6 +137,7 @@ def _prepare(settings: Settings) -> None:
     # Freeze all objects: a garbage collection in a child would write to their pages, which all children share.
     gc.collect()
     gc.freeze()
+    gc.enable()
     if is_entered:
         namespaces.make_root(settings.grants, has_descriptors=settings.has_descriptors)
         if not settings.has_network:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 from collections.abc import Callable
 from typing import Final, Self
 
@@ -167,7 +166,7 @@ def _where(process: Identity) -> str:
 def aside(path: str, prefix: str) -> str:
     """A name beside ``path`` that says which process uses it, so that a sweep can tell when that process has ended."""
     own = Identity.current()
-    name = f"{prefix}{own.pid}-{own.start_ticks}-{secrets.token_hex(8)}"
+    name = f"{prefix}{own.pid}-{own.start_ticks}-{os.urandom(8).hex()}"
     return os.path.join(os.path.dirname(path), name)
 
 

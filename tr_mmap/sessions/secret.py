@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
@@ -24,7 +23,7 @@ __all__ = ["handed_over", "inherited_secret", "new_secret"]
 
 def new_secret() -> bytes:
     """A secret for one worker, 32 random bytes."""
-    return secrets.token_bytes(SECRET_NBYTES)
+    return os.urandom(SECRET_NBYTES)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections import ChainMap, Counter
+from collections import ChainMap, Counter, deque
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from math import inf
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -161,6 +161,8 @@ def _in_one_piece(
             try:
                 if self._has_failed and not depth and not self._paused:
                     self._repair()
+                if self._late and not depth:
+                    self._release_late()
                 result = method(self, *arguments, **options)
                 is_whole = True
                 return result
@@ -205,6 +207,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
         self._prepared: dict[Any, list[Segment]] = {}  # by request that was not sent: what it names for itself alone
+        self._late: deque[tuple[Any, int | None]] = deque()  # arguments of release() in a thread that did not wait
         self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment]] = []
@@ -231,7 +234,10 @@ class SegmentControllerTransfer(ControllerTransfer):
         if self._pool.is_foreign:
             return
         holds: Counter[Segment] = Counter(self._tags.segments())
-        for held in (self._fast_held, *self._prepared.values(), *self.fast_holds()):
+        # A request that is about to be sent is in two of these with the same list.
+        late = [key.held for key, _ in self._late if key is not None and key.held]
+        lists = {id(held): held for held in (self._fast_held, *self._prepared.values(), *self.fast_holds(), *late)}
+        for held in lists.values():
             holds.update(held)
         holds.update(segment for _, segment in self.left)
         self._pool.reconcile(holds)
@@ -292,8 +298,40 @@ class SegmentControllerTransfer(ControllerTransfer):
         if self._tags.unannounced:
             self._tags.announced(request)
 
-    @_in_one_piece
     def release(self, key: Any, oldest: int | None) -> None:
+        if not self._when_free(self._release, key, oldest):
+            self._late.append((key, oldest))
+
+    def _when_free(self, method: Callable[_P, None], *arguments: _P.args, **options: _P.kwargs) -> bool:
+        """Call a method, unless this thread would have to wait for the lock. Returns whether it was called.
+
+        The lock's owner may prepare a request, and be interrupted by a signal handler that waits for what this thread
+        is doing. Handlers run in the main thread only. So that one may wait here, if only for a moment, because a loop
+        may run in it; and an exception cannot come between any two steps of others.
+        """
+        if threading.get_ident() == threading.main_thread().ident:
+            if self._depth and not self._lock._is_owned():  # type: ignore[attr-defined] # mypy does not know it
+                return False
+            method(*arguments, **options)
+            return True
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            method(*arguments, **options)
+        finally:
+            self._lock.release()
+        return True
+
+    def _release_late(self) -> None:
+        while self._late:
+            self._release_now(*self._late[0])
+            self._late.popleft()
+
+    @_in_one_piece
+    def _release(self, key: Any, oldest: int | None) -> None:
+        self._release_now(key, oldest)
+
+    def _release_now(self, key: Any, oldest: int | None) -> None:
         while key is not None and key.held:
             key.held.pop().release()
         self._prepared.pop(key, None)
@@ -304,14 +342,14 @@ class SegmentControllerTransfer(ControllerTransfer):
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
         self.left.append((self.next_order(), segment))
         if not self._prepared and not self.has_request_in_flight():
-            self.release(None, None)
+            self._release_now(None, None)
 
     @_in_one_piece
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return self._pool.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
-        if self._has_failed and not self._depth:  # else another thread is at work, perhaps for long
+        if (self._has_failed or self._late) and not self._depth:  # else another thread is at work, perhaps for long
             self.collect()
         return self._pool.stats()
 
@@ -326,20 +364,26 @@ class SegmentControllerTransfer(ControllerTransfer):
     def worker_ended(self) -> None:
         self._reader.close()
         for key in list(self._prepared):
-            self.release(key, None)
-        self.release(None, None)
+            self._release_now(key, None)
+        self._release_now(None, None)
         self._pool.reader_died()
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
         return SegmentReader(self._directory, verify=self._has_checksum, views=self._views)
 
-    @_in_one_piece
     def collect(self) -> None:
-        drain()
+        self._when_free(self._collect)
 
     @_in_one_piece
+    def _collect(self) -> None:
+        drain()
+
     def release_free(self) -> None:
+        self._when_free(self._release_free)
+
+    @_in_one_piece
+    def _release_free(self) -> None:
         self._pool.release_free()
 
     def close(self) -> None:

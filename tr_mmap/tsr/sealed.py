@@ -6,8 +6,7 @@ is imported when the first key is used.
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import os
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -64,7 +63,7 @@ def write(fd: int, key: bytes, header: bytes, payload: memoryview) -> None:
     Raises:
         OutOfSpace: the file system is full.
     """
-    salt = secrets.token_bytes(_SALT_NBYTES)
+    salt = os.urandom(_SALT_NBYTES)
     nbytes = len(header) + len(payload)
     outer = _HEADER.pack(SEALED_MAGIC, _VERSION, SEALED_HEADER_NBYTES, 0, nbytes, salt, _NO_BYTES)
     cipher = _cipher(key, salt)
@@ -211,6 +210,8 @@ def _nonce(index: int) -> bytes:
 
 
 def _cipher(key: bytes, salt: bytes) -> Any:
+    import hashlib  # here: it loads OpenSSL, which no unsealed file needs
+
     return _aes()(hashlib.blake2b(salt, key=key, digest_size=32, person=b"tr_mmap sealed 1").digest())
 
 

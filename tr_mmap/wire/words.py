@@ -8,6 +8,12 @@ from typing import Final
 # dies later, that traceback is not why. So what is before the last of these lines is not in the error.
 ANSWERED_LINE: Final = "[tr_mmap: the error above is the answer to a request]"
 
+# What Python writes at a fatal error: how the line ends with which a thread begins; by which parts of its path a file
+# is of the standard library, in which others wait; and by which it is of this library.
+DUMP_THREAD: Final = " (most recent call first):"
+DUMP_OF_PYTHON: Final = "/threading.py /selectors.py /asyncio/ /concurrent/futures/"
+DUMP_OF_LIBRARY: Final = "/tr_mmap/worker/ /tr_mmap/channel/ /tr_mmap/base/ /tr_mmap/native/ /tr_mmap/processes/"
+
 # WorkerDied: what follows how the worker ended.
 LAST_OUTPUT: Final = "; its last output:\n"
 NO_OUTPUT: Final = "; it printed nothing"

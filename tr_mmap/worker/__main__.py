@@ -4,6 +4,7 @@
 the worker runs: it is the package that this file is in, the standard library, and the installed packages.
 """
 
+import gc
 import os
 import sys
 
@@ -39,6 +40,9 @@ if __name__ == "__main__":
     if not __package__:
         _load_own_package()
     _find_dependencies()
+    gc.disable()
     from tr_mmap.worker.default import server
 
+    gc.freeze()  # what was imported stays: else each full collection, and the process's end, would look through it
+    gc.enable()
     server.run()

@@ -16,7 +16,7 @@ from tr_mmap import RemoteError, ResponseTimeout, TRException
 
 Row = Annotated[list[float], Field(min_length=8, max_length=8)]
 Image = Annotated[list[Row], Field(min_length=8, max_length=8)]
-Timeout = Annotated[float, Query(gt=0, le=60_000)]
+Timeout = Annotated[float, Query(ge=100, le=60_000)]  # of a whole request
 
 
 class Images(BaseModel):

@@ -1,7 +1,8 @@
 """Many requests of one session in flight: beside one at a time, and beside asyncio over a pool of processes.
 
 A way that has many in flight is given as the time of a batch by the number of its requests. One request at a time is
-given so too, and as the time of each call, as an await is. Every answer is checked.
+given so too, and as the time of each call, as an await is. Where there is a compiler, both are measured from C++, too.
+Every answer is checked.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from multiprocessing import get_context
 from typing import Any, Final
 
 from tr_mmap import PythonSession, aio
 
+from ..peers.cpp import CppClient, compiler
 from ..stats import summarise
 
 __all__ = ["run"]
@@ -92,6 +94,11 @@ class _Bench:
         self._add(name, began, len(answers))
         _check(messages, answers)
 
+    def from_cpp(self, client: CppClient) -> None:
+        for name, depth in (("cpp_one_by_one", 1), ("cpp_submit", _DEPTH)):
+            count = len(self._messages)
+            self.samples.setdefault(name, []).append(int(client.ask(f"texts {count} {depth}")) // count)
+
     def of_sessions(self, count: int) -> Callable[[int, str], Awaitable[str]]:
         sessions = self._sessions[:count]
         return lambda number, message: sessions[number % count].calculate(message)
@@ -114,12 +121,15 @@ async def _measure(quick: bool, say: Callable[[str], None], pools: dict[str, Pro
             await stack.enter_async_context(aio.PythonSession("default", f"{name}-{number}", quiet_mode=True))
             for number in range(_MANY)
         ]
+        client = stack.enter_context(closing(CppClient("default", f"{name}-cpp"))) if compiler() else None
         bench = _Bench(session, sessions, _messages(each))
         say("in flight: texts, one at a time, 32 at a time, and awaited")
         for _ in range(rounds):
             bench.blocking()
             bench.submitted()
             await bench.awaited()
+            if client is not None:
+                bench.from_cpp(client)
         say(f"in flight: {many:,} awaits at once, and through a pool of processes")
         ways = {
             "gather": bench.of_sessions(1),

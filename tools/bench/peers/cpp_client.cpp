@@ -2,10 +2,13 @@
 //
 //   check COUNT                 echo COUNT float32, compare every element; nanoseconds that the round trip took
 //   measure COUNT MOST SECONDS  round trips until there are MOST or the time is over; nanoseconds of each
+//   texts COUNT DEPTH           that many greetings, with up to DEPTH in flight; nanoseconds of all. Needs the worker that ships
 //
 // Arguments: the worker's script, the session's id. Says "ready" first, ends with its standard input.
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <iostream>
 #include <sstream>
 #include <stdexcept>
@@ -62,6 +65,30 @@ std::int64_t check(tr::PythonSession& session, std::int64_t count) {
     return took_ns;
 }
 
+/// What in_flight.py does: keep so many requests in flight, and take the results in the order of the requests.
+std::int64_t greet(tr::PythonSession& session, std::int64_t count, std::size_t depth) {
+    std::int64_t next = 0;
+    const auto check = [&next](const std::string& answer) {
+        if (answer != "Hello " + std::to_string(next++)) throw std::runtime_error("an answer is wrong");
+    };
+    std::deque<tr::Future<std::string>> waiting;
+    const Clock::time_point start = Clock::now();
+    for (std::int64_t number = 0; number < count; ++number) {
+        const std::string message = "hello " + std::to_string(number);
+        if (depth == 1) {
+            check(session.fetch_response(message, timeout_ms));
+            continue;
+        }
+        if (waiting.size() == depth) {
+            check(waiting.front().get());
+            waiting.pop_front();
+        }
+        waiting.push_back(session.submit_response(message, timeout_ms));
+    }
+    for (tr::Future<std::string>& each : waiting) check(each.get());
+    return ns_since(start);
+}
+
 std::string answer_to(tr::PythonSession& session, const std::string& line) {
     std::istringstream words(line);
     std::string command;
@@ -69,7 +96,9 @@ std::string answer_to(tr::PythonSession& session, const std::string& line) {
     double seconds = 0;
     words >> command >> count;
     if (command == "check") return std::to_string(check(session, count));
-    words >> most >> seconds;
+    words >> most;
+    if (command == "texts" && words) return std::to_string(greet(session, count, static_cast<std::size_t>(most)));
+    words >> seconds;
     if (command != "measure" || !words) throw std::runtime_error("what is '" + line + "'?");
     std::string times;
     const Clock::time_point start = Clock::now();

@@ -12,11 +12,13 @@ class Pending:
 
     __slots__ = (
         "asker",
+        "deadline_s",
         "framework",
         "held",
         "is_abandoned",
         "is_given_up",
         "is_lost",
+        "is_sent",
         "message",
         "on_done",
         "order",
@@ -27,12 +29,13 @@ class Pending:
     def __init__(self, message: Any, framework: str | None = None) -> None:
         self.message = message
         self.framework = framework
+        self.deadline_s = 0.0
         self.seq = self.order = 0
         self.asker: Any = None
         self.held: Any = None
         self.on_done: Any = None
         self.outcome: Any = None
-        self.is_abandoned = self.is_given_up = self.is_lost = False
+        self.is_abandoned = self.is_given_up = self.is_lost = self.is_sent = False
 
 
 class TurnWords:
@@ -60,12 +63,14 @@ class Counters:
         sent: how many were sent.
         limit: most in flight.
         blocked: how many reasons there are to send none.
+        is_watched: Python looks how far requests are, so it sends them.
     """
 
-    __slots__ = ("blocked", "limit", "sent", "seq")
+    __slots__ = ("blocked", "is_watched", "limit", "sent", "seq")
 
     def __init__(self) -> None:
         self.seq = self.sent = self.limit = self.blocked = 0
+        self.is_watched = False
 
 
 class SentResults:

@@ -24,6 +24,8 @@ import msgspec
 import numpy as np
 import psutil
 
+from tr_mmap.processes.identity import Identity, wait_for_ends
+
 from ..base import Array, end_with_parent
 
 __all__ = ["COUNT", "PROGRAMS", "WORKERS", "InOwnVenv", "ServerPeer", "directory"]
@@ -142,6 +144,7 @@ class ServerPeer(ABC):
         if not hasattr(self, "_process"):
             return
         processes = self.processes()
+        identities = [Identity.of(each.pid) for each in processes]
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(_END_S)
@@ -151,7 +154,7 @@ class ServerPeer(ABC):
         for each in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
-        psutil.wait_procs(processes, _END_S)
+        wait_for_ends(filter(None, identities), time.monotonic() + _END_S)
 
 
 class InOwnVenv(ServerPeer):

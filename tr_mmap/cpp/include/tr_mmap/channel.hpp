@@ -199,6 +199,16 @@ public:
         is_sent_ = true;
     }
 
+    /// Cancel a request that was sent. As send(), one thread at a time.
+    ///
+    /// @param order how many were sent to this worker before it.
+    /// @returns whether no handler was called for it, and none will be.
+    bool cancel(std::uint64_t order) {
+        if (requests_.cancel(order)) return true;
+        request_doorbell_.ring();  // the worker cancels a coroutine when it looks
+        return false;
+    }
+
     /// Update the files for people at once after a request was sent, because its caller may not wait for the response.
     void show_sent() noexcept {
         const std::lock_guard<std::mutex> lock(mirroring_);

@@ -12,7 +12,9 @@
 #pragma push_macro("ALL")
 #pragma push_macro("ANSWER")
 #pragma push_macro("Action")
+#pragma push_macro("Answers")
 #pragma push_macro("Array")
+#pragma push_macro("Asked")
 #pragma push_macro("AtLimit")
 #pragma push_macro("BAD_COUNT")
 #pragma push_macro("BAD_DIMS")
@@ -39,6 +41,7 @@
 #pragma push_macro("COMPLEX64")
 #pragma push_macro("CPU")
 #pragma push_macro("Channel")
+#pragma push_macro("Claims")
 #pragma push_macro("Clock")
 #pragma push_macro("Command")
 #pragma push_macro("Condition")
@@ -52,6 +55,7 @@
 #pragma push_macro("Device")
 #pragma push_macro("Dispatcher")
 #pragma push_macro("Doorbell")
+#pragma push_macro("DumpedThread")
 #pragma push_macro("ERROR")
 #pragma push_macro("EXIT")
 #pragma push_macro("EXITING")
@@ -77,11 +81,13 @@
 #pragma push_macro("For")
 #pragma push_macro("ForkState")
 #pragma push_macro("Format")
+#pragma push_macro("Future")
 #pragma push_macro("Futures")
 #pragma push_macro("HEADER_CHECKSUM")
 #pragma push_macro("Handle")
 #pragma push_macro("Head")
 #pragma push_macro("Header")
+#pragma push_macro("Held")
 #pragma push_macro("HostilePath")
 #pragma push_macro("IEEE")
 #pragma push_macro("INT16")
@@ -89,12 +95,14 @@
 #pragma push_macro("INT64")
 #pragma push_macro("INT8")
 #pragma push_macro("Identity")
+#pragma push_macro("InFlight")
 #pragma push_macro("InMotion")
 #pragma push_macro("Judge")
 #pragma push_macro("Key")
 #pragma push_macro("KnownDirectory")
 #pragma push_macro("Layout")
 #pragma push_macro("LifeLock")
+#pragma push_macro("List")
 #pragma push_macro("LiveSessions")
 #pragma push_macro("Loan")
 #pragma push_macro("LoanStorage")
@@ -155,10 +163,13 @@
 #pragma push_macro("SegmentReader")
 #pragma push_macro("SegmentView")
 #pragma push_macro("SemaphoresUnavailable")
+#pragma push_macro("SessionCalls")
+#pragma push_macro("SessionFutures")
 #pragma push_macro("SessionInUse")
 #pragma push_macro("SessionNotStarted")
 #pragma push_macro("SessionOptions")
 #pragma push_macro("SessionResources")
+#pragma push_macro("SessionState")
 #pragma push_macro("Settle")
 #pragma push_macro("Shape")
 #pragma push_macro("Signal")
@@ -206,7 +217,9 @@
 #pragma push_macro("V1_HEADER_NBYTES")
 #pragma push_macro("V2_HEADER_NBYTES")
 #pragma push_macro("Value")
+#pragma push_macro("Values")
 #pragma push_macro("Verifier")
+#pragma push_macro("Visitor")
 #pragma push_macro("Wait")
 #pragma push_macro("Waiter")
 #pragma push_macro("WorkerDied")
@@ -239,6 +252,8 @@
 #pragma push_macro("argv")
 #pragma push_macro("array")
 #pragma push_macro("aside")
+#pragma push_macro("asides")
+#pragma push_macro("asked")
 #pragma push_macro("asker")
 #pragma push_macro("assign")
 #pragma push_macro("at")
@@ -269,6 +284,7 @@
 #pragma push_macro("calculate")
 #pragma push_macro("call")
 #pragma push_macro("called")
+#pragma push_macro("cancel")
 #pragma push_macro("capacity")
 #pragma push_macro("changed")
 #pragma push_macro("channel")
@@ -397,8 +413,11 @@
 #pragma push_macro("follows")
 #pragma push_macro("forever")
 #pragma push_macro("forget")
+#pragma push_macro("form")
 #pragma push_macro("format")
 #pragma push_macro("found")
+#pragma push_macro("frame")
+#pragma push_macro("frames")
 #pragma push_macro("free")
 #pragma push_macro("frexp")
 #pragma push_macro("from")
@@ -418,6 +437,7 @@
 #pragma push_macro("getrandom")
 #pragma push_macro("getrlimit")
 #pragma push_macro("getuid")
+#pragma push_macro("give")
 #pragma push_macro("given")
 #pragma push_macro("gone")
 #pragma push_macro("got")
@@ -466,6 +486,7 @@
 #pragma push_macro("kind")
 #pragma push_macro("known")
 #pragma push_macro("label")
+#pragma push_macro("lack")
 #pragma push_macro("last")
 #pragma push_macro("late")
 #pragma push_macro("latest")
@@ -635,6 +656,7 @@
 #pragma push_macro("quoted")
 #pragma push_macro("raise")
 #pragma push_macro("randn")
+#pragma push_macro("rank")
 #pragma push_macro("raw")
 #pragma push_macro("read")
 #pragma push_macro("readable")
@@ -703,6 +725,7 @@
 #pragma push_macro("session")
 #pragma push_macro("set")
 #pragma push_macro("settle")
+#pragma push_macro("several")
 #pragma push_macro("shape")
 #pragma push_macro("shorter")
 #pragma push_macro("show")
@@ -779,6 +802,7 @@
 #pragma push_macro("theirs")
 #pragma push_macro("then")
 #pragma push_macro("thread")
+#pragma push_macro("threads")
 #pragma push_macro("ticks")
 #pragma push_macro("timeout")
 #pragma push_macro("timespec")
@@ -793,6 +817,7 @@
 #pragma push_macro("truth")
 #pragma push_macro("type")
 #pragma push_macro("unanswered")
+#pragma push_macro("unexpected")
 #pragma push_macro("unlink")
 #pragma push_macro("unlinker")
 #pragma push_macro("unlock")
@@ -800,7 +825,6 @@
 #pragma push_macro("unusable")
 #pragma push_macro("unused")
 #pragma push_macro("update")
-#pragma push_macro("used")
 #pragma push_macro("uselocale")
 #pragma push_macro("v")
 #pragma push_macro("value")
@@ -812,6 +836,8 @@
 #pragma push_macro("version")
 #pragma push_macro("view")
 #pragma push_macro("views")
+#pragma push_macro("visit")
+#pragma push_macro("visitor")
 #pragma push_macro("w")
 #pragma push_macro("wait")
 #pragma push_macro("waiter")
@@ -841,7 +867,9 @@
 #undef ALL
 #undef ANSWER
 #undef Action
+#undef Answers
 #undef Array
+#undef Asked
 #undef AtLimit
 #undef BAD_COUNT
 #undef BAD_DIMS
@@ -868,6 +896,7 @@
 #undef COMPLEX64
 #undef CPU
 #undef Channel
+#undef Claims
 #undef Clock
 #undef Command
 #undef Condition
@@ -881,6 +910,7 @@
 #undef Device
 #undef Dispatcher
 #undef Doorbell
+#undef DumpedThread
 #undef ERROR
 #undef EXIT
 #undef EXITING
@@ -906,11 +936,13 @@
 #undef For
 #undef ForkState
 #undef Format
+#undef Future
 #undef Futures
 #undef HEADER_CHECKSUM
 #undef Handle
 #undef Head
 #undef Header
+#undef Held
 #undef HostilePath
 #undef IEEE
 #undef INT16
@@ -918,12 +950,14 @@
 #undef INT64
 #undef INT8
 #undef Identity
+#undef InFlight
 #undef InMotion
 #undef Judge
 #undef Key
 #undef KnownDirectory
 #undef Layout
 #undef LifeLock
+#undef List
 #undef LiveSessions
 #undef Loan
 #undef LoanStorage
@@ -984,10 +1018,13 @@
 #undef SegmentReader
 #undef SegmentView
 #undef SemaphoresUnavailable
+#undef SessionCalls
+#undef SessionFutures
 #undef SessionInUse
 #undef SessionNotStarted
 #undef SessionOptions
 #undef SessionResources
+#undef SessionState
 #undef Settle
 #undef Shape
 #undef Signal
@@ -1035,7 +1072,9 @@
 #undef V1_HEADER_NBYTES
 #undef V2_HEADER_NBYTES
 #undef Value
+#undef Values
 #undef Verifier
+#undef Visitor
 #undef Wait
 #undef Waiter
 #undef WorkerDied
@@ -1068,6 +1107,8 @@
 #undef argv
 #undef array
 #undef aside
+#undef asides
+#undef asked
 #undef asker
 #undef assign
 #undef at
@@ -1098,6 +1139,7 @@
 #undef calculate
 #undef call
 #undef called
+#undef cancel
 #undef capacity
 #undef changed
 #undef channel
@@ -1226,8 +1268,11 @@
 #undef follows
 #undef forever
 #undef forget
+#undef form
 #undef format
 #undef found
+#undef frame
+#undef frames
 #undef free
 #undef frexp
 #undef from
@@ -1247,6 +1292,7 @@
 #undef getrandom
 #undef getrlimit
 #undef getuid
+#undef give
 #undef given
 #undef gone
 #undef got
@@ -1295,6 +1341,7 @@
 #undef kind
 #undef known
 #undef label
+#undef lack
 #undef last
 #undef late
 #undef latest
@@ -1464,6 +1511,7 @@
 #undef quoted
 #undef raise
 #undef randn
+#undef rank
 #undef raw
 #undef read
 #undef readable
@@ -1532,6 +1580,7 @@
 #undef session
 #undef set
 #undef settle
+#undef several
 #undef shape
 #undef shorter
 #undef show
@@ -1608,6 +1657,7 @@
 #undef theirs
 #undef then
 #undef thread
+#undef threads
 #undef ticks
 #undef timeout
 #undef timespec
@@ -1622,6 +1672,7 @@
 #undef truth
 #undef type
 #undef unanswered
+#undef unexpected
 #undef unlink
 #undef unlinker
 #undef unlock
@@ -1629,7 +1680,6 @@
 #undef unusable
 #undef unused
 #undef update
-#undef used
 #undef uselocale
 #undef v
 #undef value
@@ -1641,6 +1691,8 @@
 #undef version
 #undef view
 #undef views
+#undef visit
+#undef visitor
 #undef w
 #undef wait
 #undef waiter

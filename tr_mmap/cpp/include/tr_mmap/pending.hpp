@@ -63,6 +63,9 @@ struct Pending {
     Clock::time_point deadline = {};
     double timeout_ms = 0;
 
+    /// Whether a future waits for its outcome.
+    bool is_awaited() const { return settle && !is_abandoned && !is_done(); }
+
     bool is_done() const { return result.has_value() || error; }
 };
 using PendingPtr = std::shared_ptr<Pending>;

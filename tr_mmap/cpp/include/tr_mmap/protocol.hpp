@@ -36,6 +36,7 @@ struct Request {
     std::int64_t timestamp = 0;      // milliseconds since 1970
     std::vector<TensorRef> tensors;  // tags that the worker does not know yet
     std::vector<std::string> drops;  // tags that no longer exist
+    std::string form;                // wire::form_named if the parameters are arguments by name; "" for words
 };
 
 struct Failure {
@@ -55,6 +56,7 @@ struct Response {
     std::int64_t timestamp = 0;
     std::vector<TensorRef> tensors;
     std::optional<Failure> error;
+    std::string form;  // wire::form_named if the result holds values by name; "" for a text
 };
 
 /// The request's members after ``seq``, which has a fixed place in a slot of a ring: ``,"command":…}``.
@@ -84,6 +86,10 @@ inline std::string encode_rest(const Request& request) {
             json::append_string(out, tag);
         }
         out += ']';
+    }
+    if (!request.form.empty()) {
+        out += ",\"form\":";
+        json::append_string(out, request.form);
     }
     return out + '}';
 }
@@ -126,6 +132,7 @@ inline Response decode_response(std::string_view raw) {
     read_member(value, "command", response.command);
     read_member(value, "result", response.result);
     read_member(value, "message", response.message);
+    read_member(value, "form", response.form);
     if (const auto* tensors = value.find("tensors")) {
         const auto* refs = tensors->get<json::Array>();
         if (!refs) bad_response("\"tensors\" is no list");
@@ -152,6 +159,7 @@ inline Response decode_response(std::string_view raw) {
 struct Command {
     std::string command;
     std::string parameters;
+    std::string form = {};  // as in a request
 };
 
 /// A parameter as Python's str() writes it, since a Python worker reads it.

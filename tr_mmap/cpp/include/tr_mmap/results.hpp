@@ -40,6 +40,12 @@ inline std::exception_ptr remote_error(const std::string& command, const Failure
     return std::make_exception_ptr(RemoteError(message, command, failure.type, failure.traceback));
 }
 
+/// The error of a request that was cancelled before its handler was called; in the worker's words.
+inline std::exception_ptr cancelled_error(const std::string& command) {
+    return std::make_exception_ptr(
+        RequestCancelled("the request was cancelled before its handler was called", command, "RequestCancelled", ""));
+}
+
 /// A timeout in the text of an error.
 inline std::string shown_ms(double ms) {
     if (!(ms < 1e15)) return "unlimited";

@@ -120,6 +120,19 @@ public:
     /// How many messages the peer is done with.
     std::uint64_t done_by_peer() const { return load_word(words_of(mapping_.data() + wire::ring_done_offset)); }
 
+    /// Say that nobody wants the answer to the message of a position, which this side has stored. One thread at a time.
+    ///
+    /// @returns whether the peer had not begun with it, and now will not.
+    bool cancel(std::uint64_t position) {
+        std::byte* const words = mapping_.data() + wire::ring_cancel_offset;
+        std::uint64_t* const word = words_of(words) + position % wire::ring_slots;
+        // A later message may have come round to the slot of one that the peer is not done with, and may be cancelled.
+        if (load_word(word) > position + 1) return false;
+        store_word(word, position + 1);
+        full_fence();  // the word before the look: the peer counts a message first, and then looks at its word
+        return done_by_peer() <= position;
+    }
+
     /// Whether the newest message here has the number of the last one that was stored in another ring: the worker has
     /// answered the last request.
     bool has_answer_to(const Ring& requests) const {

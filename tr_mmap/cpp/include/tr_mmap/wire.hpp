@@ -195,14 +195,18 @@ inline constexpr double poll_s = 0.1;
 // limits.py
 inline constexpr std::size_t log_tail_nbytes = 16384;
 inline constexpr std::size_t dump_nbytes = 262144;
-inline constexpr int dump_lines = 9;
+inline constexpr int dump_least_lines = 12;
 inline constexpr int dump_lines_before = 3;
-inline constexpr std::size_t dump_line_nbytes = 400;
+inline constexpr int dump_frames = 4;
+inline constexpr std::size_t dump_line_chars = 400;
 inline constexpr std::size_t max_environ_nbytes = 8388608;
 inline constexpr std::size_t max_manifest_nbytes = 65536;
 
 // words.py
 inline constexpr char answered_line[] = "[tr_mmap: the error above is the answer to a request]";
+inline constexpr char dump_thread[] = " (most recent call first):";
+inline constexpr char dump_of_python[] = "/threading.py /selectors.py /asyncio/ /concurrent/futures/";
+inline constexpr char dump_of_library[] = "/tr_mmap/worker/ /tr_mmap/channel/ /tr_mmap/base/ /tr_mmap/native/ /tr_mmap/processes/";
 inline constexpr char last_output[] = "; its last output:\012";
 inline constexpr char no_output[] = "; it printed nothing";
 inline constexpr char no_output_since[] = "; it printed nothing since its last answer";

@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "errors.hpp"
+#include "fatal_dump.hpp"
 #include "system.hpp"
 #include "text.hpp"
 #include "wire.hpp"
@@ -111,8 +112,8 @@ inline std::string after_last_answer(const std::string& text) {
 /// What is before an error that a request has got as its answer is left out, and so is that error's traceback: the
 /// request's caller has it, and in the error of a worker that dies later it would be taken for the cause.
 ///
-/// If Python's dump of the threads at a fatal error is longer than that, the first lines of the dump and the lines
-/// before it replace some: they say what the error was, and often why.
+/// If there is a longer dump of Python's at a fatal error, these are the last lines before it and what shown_dump()
+/// shows of it.
 inline std::string log_tail(const std::string& path, int lines) {
     constexpr std::string_view fatal_line = "\nFatal Python error";
     try {
@@ -128,24 +129,21 @@ inline std::string log_tail(const std::string& path, int lines) {
         const std::size_t kept = std::min(all.size() - 1, wire::log_tail_nbytes);
         const std::string_view tail = all.substr(all.size() - kept);
         const std::size_t fatal = all.rfind(fatal_line);
-        constexpr int dump_lines = wire::dump_lines;
-        if (lines < 2 * dump_lines || fatal == std::string_view::npos) return std::string(last_lines(tail, lines));
+        if (lines < wire::dump_least_lines || fatal == std::string_view::npos) return std::string(last_lines(tail, lines));
         const auto breaks = std::count(all.begin() + static_cast<std::ptrdiff_t>(fatal + 1), all.end(), '\n');
         if (breaks < lines - wire::dump_lines_before) return std::string(last_lines(tail, lines));
-        const std::size_t most = wire::dump_line_nbytes * wire::dump_lines_before;
-        std::string_view before = all.substr(fatal > most ? fatal - most : 0, std::min(fatal, most));
-        if (!before.empty() && before.front() == '\n') before.remove_prefix(1);
-        before = last_lines(before, wire::dump_lines_before);
-        std::string result(before);
-        int used = before.empty() ? 0 : 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
-        if (used > 0) result += '\n';
-        std::string_view dump = all.substr(fatal + 1, wire::dump_line_nbytes * wire::dump_lines);
-        for (; used < dump_lines; ++used) {
-            const std::size_t end = dump.find('\n');
-            result.append(dump.substr(0, end)).append("\n");
-            dump = end == std::string_view::npos ? std::string_view() : dump.substr(end + 1);
+        const std::string_view before = fatal == 0 ? std::string_view() : all.substr(1, fatal - 1);
+        std::string result;
+        int left = lines - 1;
+        for (const std::string_view line : lines_of(last_lines(before, wire::dump_lines_before))) {
+            const std::size_t kept_chars = std::min(line.size(), wire::dump_line_chars);
+            result.append(line.substr(line.size() - kept_chars)).append("\n");
+            --left;
         }
-        return result.append("[...]\n").append(last_lines(tail, lines - dump_lines - 1));
+        for (const std::string_view line : shown_dump(all.substr(fatal + 1), static_cast<std::size_t>(left))) {
+            result.append(line).append("\n");
+        }
+        return result.append("[...]");
     } catch (const TRException&) {
         return "";
     }
