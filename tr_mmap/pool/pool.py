@@ -201,7 +201,7 @@ class SessionPool(PoolLifecycle):
         progress: Progress,
     ) -> MapParts:
         """What a map is made of, all checked: makes the feed; takes a task; how many; and what to tell of progress."""
-        dispatcher = self._open()
+        dispatcher = self._dispatcher
         if not iterables and not is_asynchronous:
             raise BadMessage("map() needs an iterable of arguments", detail="iterables")
         message_of(command, ())
@@ -221,6 +221,8 @@ class SessionPool(PoolLifecycle):
         limit_s = self._limit_s if isinstance(timeout_ms, Inherited) else seconds_of(timeout_ms)
         total = min((length_hint(each, -1) for each in iterables), default=-1)
         told = progress_of(progress, total if total >= 0 else None)
+
+        self._open()  # last: nothing is started for a map that is refused
 
         def make_feed(tell: Callable[[Chunk], None], items: Iterator[tuple[Any, ...]] | None = None) -> Feed:
             given = zip(*iterables, strict=False) if items is None else items
