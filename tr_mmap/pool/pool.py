@@ -201,7 +201,7 @@ class SessionPool(PoolLifecycle):
         progress: Progress,
     ) -> MapParts:
         """What a map is made of, all checked: makes the feed; takes a task; how many; and what to tell of progress."""
-        dispatcher = self._dispatcher
+        dispatcher = self._open() if self._dispatcher.is_shut else self._dispatcher  # which raises
         if not iterables and not is_asynchronous:
             raise BadMessage("map() needs an iterable of arguments", detail="iterables")
         message_of(command, ())
