@@ -15,11 +15,20 @@ _OPERATOR: Final = re.compile(r"\boperator\b")
 def public_names(folder: Path) -> dict[str, set[str]]:
     """By type, the names of its members, fields and enumerators; those of the namespace itself by ""."""
     found: dict[str, set[str]] = {"": set()}
+    of_details: dict[str, set[str]] = {"": set()}
+    bases: dict[str, str] = {}
     for path in sorted(folder.glob("*.hpp")):
         text = re.sub(r"//.*|^ *#.*(?:\\\n.*)*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         text = re.sub(r'"(?:\\.|[^"\\\n])*"', '""', text)
         text = re.sub(r"'(?:\\.|[^'\\\n])'|(?<== ){}", "0", text).replace("decltype(auto)", "auto")
         _read(text, 0, ["file"], found)
+        for details in re.finditer(r"^namespace detail {", text, re.MULTILINE):
+            _read(text[details.end() : _end_of(text, details.end()) - 1], 0, ["tr"], of_details)
+        bases |= dict(re.findall(r"^(?:class|struct) (\w+) : public (?:detail::)?(Session\w+)", text, re.MULTILINE))
+    for name in found.keys() & bases.keys():
+        base = name
+        while (base := bases.get(base, "")) != "":
+            found[name] |= of_details[base]
     return {name: members for name, members in found.items() if members or name == ""}
 
 

@@ -131,6 +131,57 @@ def test_to_cancel_a_task_cancels_its_request(gate: Gate) -> None:
     with_session(test)
 
 
+def test_a_task_that_is_cancelled_while_its_tensor_is_sent_leaves_no_request(gate: Gate) -> None:
+    async def test(session: aio.PythonSession) -> None:
+        first = session.submit(gate.message, timeout_ms=FOREVER_MS)
+        while not session.is_busy():
+            await asyncio.sleep(0)
+        large = session.submit("total", np.ones(3_000_000))
+        while not session._sending:
+            await asyncio.sleep(0)
+        large.cancel()
+        await asyncio.wait([large])
+        assert large.cancelled()
+        assert len(session._session._open_futures()._awaited) == 1
+        gate.let_go("done")
+        assert await first == "done"
+
+    with_session(test)
+
+
+def test_a_start_that_is_cancelled_leaves_a_session_that_starts_again(gate: Gate) -> None:
+    async def main() -> None:
+        session = aio.PythonSession(TOOLS, "aio", quiet_mode=True)
+        async with session:
+            await session.terminate()
+            await session.join()
+            starting = asyncio.create_task(session.start())
+            await asyncio.sleep(0)
+            starting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await starting
+            assert session._fd is None
+        async with session:
+            assert session._fd == session._session.fileno()
+            assert await session.fetch_response("say again") == "again"
+
+    asyncio.run(main())
+
+
+def test_two_tasks_that_wait_take_two_responses() -> None:
+    async def test(session: aio.PythonSession) -> None:
+        for word in "ab":
+            await session.send_request(f"say {word}")
+        assert await asyncio.gather(session.wait_for_response(), session.wait_for_response()) == ["a", "b"]
+        await session.send_request("say old")
+        await session.close()
+        await session.start()
+        with pytest.raises(tr_mmap.ResponseTimeout):
+            await session.wait_for_response(0)
+
+    with_session(test)
+
+
 def test_a_handler_that_stops_by_itself_cancels_no_task(workspace: Path, tmp_path: Path) -> None:
     stops = """\
 from tr_mmap import RequestCancelled, Server

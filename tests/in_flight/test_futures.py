@@ -9,7 +9,7 @@ import selectors
 import signal
 import threading
 import weakref
-from concurrent.futures import ALL_COMPLETED, CancelledError, Future, as_completed, wait
+from concurrent.futures import ALL_COMPLETED, CancelledError, Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,22 @@ def test_a_callback_is_called_once_with_nobody_waiting_and_may_use_the_session(o
     own.submit("say first").add_done_callback(go_on)
     wait_until(lambda: len(results) == 2)
     assert results == ["first", "second"]
+
+
+def test_threads_that_submit_first_at_once_start_one_thread(workspace: Path) -> None:
+    with PythonSession(TOOLS, "first", quiet_mode=True) as session:
+        session.fetch_response("say on")
+        before = len(os.listdir("/proc/self/task"))
+        both = threading.Barrier(6)
+
+        def submit() -> None:
+            both.wait()
+            session.submit("say on").result()
+
+        with ThreadPoolExecutor(6) as pool:
+            for each in [pool.submit(submit) for _ in range(6)]:
+                each.result(BOUND_S)
+        wait_until(lambda: len(os.listdir("/proc/self/task")) <= before + 1)  # those of the test end a moment later
 
 
 def test_a_callback_that_fails_harms_no_other_future(own: PythonSession) -> None:

@@ -21,6 +21,7 @@ from support import environment, has_ended, json_line, wait_until
 
 SUBREAPER = PEERS / "subreaper.py"
 HOLDING_CHILD = """
+import subprocess
 @server.command("leave_child")
 def leave_child():
     # A grandchild whose parent has gone: it is in the program's group, and nothing ties it to the worker.

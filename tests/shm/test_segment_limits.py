@@ -47,12 +47,14 @@ def lower():
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, ((pages << 12) + (8 << 20), resource.RLIM_INFINITY))
 
+nbytes = 8000 if limit == "vm.max_map_count" else 400_000
+x = np.empty(nbytes // 8, int)  # before: numpy has its own error
 junk = lower()
 held, views, what = [], [], ""
-nbytes = 8000 if limit == "vm.max_map_count" else 400_000
 try:
     while len(views) < 5000:
-        held.append(pool.publish(np.full(nbytes // 8, len(held))))
+        x.fill(len(held))
+        held.append(pool.publish(x))
         views.append(reader.receive(held[-1].name, held[-1].seq, framework))
 except SystemLimit as error:
     what = error.limit
@@ -65,7 +67,8 @@ for each in held:
     each.release()
 held.clear()
 for number in range(3 * count):  # it goes on
-    segment = pool.publish(np.full(nbytes // 8, number))
+    x.fill(number)
+    segment = pool.publish(x)
     view = reader.receive(segment.name, segment.seq, framework)
     assert int(view[5]) == number
     del view

@@ -18,7 +18,16 @@ import psutil
 import pytest
 from support import WORKERS, Gate, at_rest, forks, script, wait_until, worker_of
 
-from tr_mmap import BadMessage, PythonSession, RemoteError, Server, SessionNotStarted, UnknownCommand, WorkerDied
+from tr_mmap import (
+    BadMessage,
+    PythonSession,
+    RemoteError,
+    RequestCancelled,
+    Server,
+    SessionNotStarted,
+    UnknownCommand,
+    WorkerDied,
+)
 
 TOOLS = WORKERS / "many_tools.py"
 QUICK = 10_000
@@ -263,7 +272,7 @@ def test_a_signal_ends_the_worker_although_handlers_run(
             wait_until(mark.exists)
             os.kill(pid, number)
             for future in (slow, forever):
-                with pytest.raises((WorkerDied, CancelledError)):
+                with pytest.raises((WorkerDied, RequestCancelled)):
                     future.result()
             assert (tmp_path / "begun.cleaned").exists()
 
