@@ -140,6 +140,18 @@ def test_no_step_at_which_a_handler_raises_loses_a_cancel(own: PythonSession, ga
     assert first.result(BOUND_S) == "done"
 
 
+def test_a_kill_that_is_interrupted_is_finished_by_the_next_cancel(own: PythonSession, tmp_path: Path) -> None:
+    for step in range(10, 26):  # around the steps at which the future notes that it is cancelled
+        gate = Gate(tmp_path)
+        future = own.submit(gate.message, timeout_ms=FOREVER_MS)
+        gate.wait_for_worker()
+        interrupted_at(step, partial(future.cancel, kill_running=True))
+        assert future.cancel(kill_running=True), step
+        assert future.cancelled(), step
+        gate.close()
+        assert own.fetch_response("say on", FOREVER_MS) == "on"
+
+
 def test_an_exit_that_is_interrupted_keeps_no_later_request_from_being_sent(own: PythonSession) -> None:
     dispatcher: Any = own._dispatcher
     step = 1

@@ -6,6 +6,7 @@ requests wait in the ring.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import tempfile
@@ -58,6 +59,9 @@ class Sent:
             return type(error).__name__
 
 
+numbers = itertools.count(1)
+
+
 class FlowMachine(RuleBasedStateMachine):
     """See the module's docstring. The worker answers in order; ``held`` is the request that is at the gate."""
 
@@ -75,8 +79,8 @@ class FlowMachine(RuleBasedStateMachine):
         self.number = 0
 
     def text(self) -> str:
-        self.number += 1
-        return f"t{self.number}"
+        """One that no request had before: an earlier run of the machine may have had the same worker."""
+        return f"t{next(numbers)}"
 
     def submit(self, message: str, wanted: str, *tensors: Any, timeout_ms: float = FOREVER_MS, name: str = "") -> Sent:
         sent = Sent(self.session.submit(message, *tensors, timeout_ms=timeout_ms), wanted, name=name)

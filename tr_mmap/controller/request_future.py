@@ -146,10 +146,10 @@ class RequestFuture(Future[Any]):
         Returns:
             Whether it is cancelled now. False if its handler has been called, or if it is done.
         """
-        if self.done() and self._to_replace is None:
-            return self.cancelled()
-        self._is_unwanted = True
         if self._to_replace is None:
+            if self.done():
+                return self.cancelled()
+            self._is_unwanted = True
             if self._futures.cancel(self):
                 is_cancelled = self._note_cancelled()  # first: an exception may come before the next step
                 self._futures.drop(self)
@@ -159,9 +159,10 @@ class RequestFuture(Future[Any]):
             owner, worker = self._owner, self._futures.worker_of(self)
             if owner is not None and worker is not None:
                 self._to_replace = owner, worker
-            if not self._note_cancelled():
-                self._to_replace = None
-                return False
+        # From here on a call that was interrupted is finished by the next one.
+        if not self._note_cancelled():
+            self._to_replace = None
+            return False
         self._futures.drop(self)
         if self._to_replace is not None:
             owner, worker = self._to_replace

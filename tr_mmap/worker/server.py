@@ -120,7 +120,7 @@ class TechRenaissanceServer(RequestService):
             OutOfSpace: no room.
             SessionNotStarted: there is no request, or this is a forked child of the worker.
         """
-        context = self._shared if self._concurrency is None else self._context()  # in line: many requests come here
+        context = self._shared if self._concurrency is None else self._context()
         if context.reply is None or context.transfer is None or self.is_foreign:
             self._refuse_in_child()
             raise SessionNotStarted("send_tensors answers a request, and there is none now")
@@ -359,7 +359,7 @@ class TechRenaissanceServer(RequestService):
 
     def _set_result(self, text: str) -> None:
         """Set the reply's text; keep the other fields that the handler has set."""
-        reply = self._context().reply
+        reply = (self._shared if self._concurrency is None else self._context()).reply
         if reply is None:
             raise SessionNotStarted("a result answers a request, and there is none now")
         reply.result = _plain(text)
@@ -377,12 +377,12 @@ class TechRenaissanceServer(RequestService):
     @property
     def _tags(self) -> Container[str]:
         """The tags that name a tensor now."""
-        transfer = self._context().transfer
+        transfer = (self._shared if self._concurrency is None else self._context()).transfer
         return () if transfer is None else transfer.tags
 
     def _fetch(self, tag: str, framework: str) -> Any:
         """The tensor of a tag."""
-        transfer = self._context().transfer
+        transfer = (self._shared if self._concurrency is None else self._context()).transfer
         if transfer is None:
             raise MissingTag(f"there is no tensor with the tag {tag!r}: the server does not run yet", tag=tag)
         return transfer.fetch(tag, framework)

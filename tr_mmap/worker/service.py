@@ -84,7 +84,10 @@ class RequestService(WorkerLife):
             )
 
     def _context(self) -> RequestContext:
-        """The request at hand: of this thread or task if there may be several, else the only one."""
+        """The request at hand: of this thread or task if there may be several, else the only one.
+
+        What each request calls has this line in itself, because a call takes a hundredth of a short request.
+        """
         return self._shared if self._concurrency is None else current.get(self._shared)
 
     def _check_form(self, form: str) -> None:  # noqa: ARG002 - Server takes one
