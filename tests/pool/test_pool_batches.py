@@ -12,7 +12,7 @@ from pool_ways import POOL_TOOLS, Way
 from support import TORCH_TOOLS, script
 
 from tr_mmap import RemoteError, SessionPool, UnknownCommand
-from tr_mmap.pool.mapping import Chunk
+from tr_mmap.pool.chunks import Chunk
 
 
 def one_by_one_and_together(pool: SessionPool, command: str, *iterables: list[Any]) -> tuple[list[Any], list[Any]]:

@@ -15,7 +15,8 @@ from tr_mmap import BadMessage, MissingPackage, SessionPool
 from tr_mmap.pool import progress
 from tr_mmap.pool.arguments import message_of
 from tr_mmap.pool.batches import ITEM_NBYTES, kind_of
-from tr_mmap.pool.mapping import Chunk, Feed
+from tr_mmap.pool.chunks import Chunk
+from tr_mmap.pool.mapping import Feed
 from tr_mmap.pool.places import Places
 
 
@@ -44,7 +45,7 @@ def test_numpy_scalars_are_tensors() -> None:
 
 
 def feed_of(items: Iterator[tuple[Any, ...]], size: int | None = None) -> Feed:
-    return Feed("twice", items, size, lambda _: "numpy", 1.0, 0, lambda _: None, lambda _: None)
+    return Feed("twice", items, size, lambda _: "numpy", 1.0, 0, lambda tensors: (tensors, None), lambda _: None)
 
 
 def sizes_of(feed: Feed, item_s: float, count: int) -> list[int]:

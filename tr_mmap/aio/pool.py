@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..controller.lifecycle import START_TIMEOUT_MS
-from ..pool.mapping import FILL_S, Chunk, Feed
+from ..pool.chunks import Chunk
+from ..pool.mapping import FILL_S, Feed
 from ..pool.pool import INHERITED, Inherited
 from ..pool.pool import SessionPool as BlockingPool
 from ..wire.names import DEFAULT_WORKER

@@ -17,6 +17,7 @@ from ..protocol.batches import BATCH, COLUMNS, ENTRIES, SECONDS, STACK, TEXTS, i
 from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Response
 from ..protocol.named_values import FORM_NAMED, unpack
+from ..tsr.tensors import is_plain_torch
 
 __all__ = ["ITEM_NBYTES", "kind_of", "nbytes_of", "packed", "results_of"]
 
@@ -35,17 +36,10 @@ def kind_of(message: UserMessage, tensors: Sequence[Any]) -> Hashable:
         if type(each) is np.ndarray:
             if each.nbytes > ITEM_NBYTES or each.dtype.kind not in _DTYPE_KINDS:
                 return None
-        elif not _is_plain_torch(each) or each.nbytes > ITEM_NBYTES:
+        elif not is_plain_torch(each) or each.nbytes > ITEM_NBYTES:
             return None
         shapes.append((each.dtype, each.shape))
     return tuple(shapes)
-
-
-def _is_plain_torch(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or type(value) is not torch.Tensor:
-        return False
-    return value.device.type == "cpu" and value.layout is torch.strided and not value.requires_grad
 
 
 def nbytes_of(tensors: Sequence[Any]) -> int:

@@ -2,6 +2,8 @@
 
 A worker is admitted when it has the present version of each tag. That is looked at under the lock under which a new
 version is registered, so a worker either has the version, or is among those that are sent it.
+
+A large tensor is copied once, into memory that all workers of this process read.
 """
 
 from __future__ import annotations
@@ -12,16 +14,48 @@ from typing import Any
 
 from ..base.identifiers import check_tag
 from ..errors import MissingTag, SessionNotStarted, WorkerDied
+from .staging import large_tensor
 from .worker import State, Worker
 
 __all__ = ["Broadcasts"]
+
+
+class _Tagged:
+    """What a tag names.
+
+    Args:
+        version: never comes again.
+        tensor: of the program.
+    """
+
+    def __init__(self, version: int, tensor: Any) -> None:
+        self.version = version
+        self._tensor = tensor
+        self._place = ""  # the directory of the memory in which the tensor is a loan
+        self._lock = threading.Lock()  # held for the copy
+
+    def of_version(self, version: int) -> _Tagged:
+        """The same tensor, to be sent anew."""
+        made = _Tagged(version, self._tensor)
+        made._place = self._place
+        return made
+
+    def for_worker(self, worker: Worker) -> Any:
+        """What to send to a worker: a loan that is there already, if that is of use."""
+        with self._lock:
+            place = worker.place_of_loans()
+            # If all workers have ended, the next one begins a new place.
+            if place and place != self._place and (known := large_tensor(self._tensor)) is not None:
+                self._tensor = worker.loaned_copy(*known)
+                self._place = place
+            return self._tensor
 
 
 class Broadcasts:
     """The tags of one pool."""
 
     def __init__(self) -> None:
-        self._tensors: dict[str, tuple[int, Any]] = {}  # with the version, which never comes again
+        self._tensors: dict[str, _Tagged] = {}
         self._version = 0
         self._lock = threading.Lock()  # held for a look
         self._sending = threading.Lock()  # held while workers that serve are sent a tensor: one tensor at a time
@@ -29,7 +63,7 @@ class Broadcasts:
     def admit(self, worker: Worker) -> bool:
         """Let a worker serve, if it has all tags. Returns whether it has."""
         with self._lock:
-            if worker.tags != {tag: version for tag, (version, _) in self._tensors.items()}:
+            if worker.tags != {tag: tagged.version for tag, tagged in self._tensors.items()}:
                 return False
             worker.advance(State.READY)
             return True
@@ -39,17 +73,17 @@ class Broadcasts:
 
         Raises:
             SessionNotStarted, WorkerDied: it has ended.
-            OutOfSpace: no room for them.
+            UnsupportedTensor, OutOfSpace: of a tensor.
         """
         with self._lock:
             wanted = dict(self._tensors)
         for tag in [tag for tag in worker.tags if tag not in wanted]:
             worker.session.drop_tensor(tag)
             del worker.tags[tag]
-        for tag, (version, tensor) in wanted.items():
-            if worker.tags.get(tag) != version:
-                worker.session.send_tensor(tensor, tag)
-                worker.tags[tag] = version
+        for tag, tagged in wanted.items():
+            if worker.tags.get(tag) != tagged.version:
+                worker.session.send_tensor(tagged.for_worker(worker), tag)
+                worker.tags[tag] = tagged.version
 
     def send(self, tensor: Any, tag: str, workers: Iterable[Worker]) -> None:
         """Give a tensor to all workers, also to those that are started later.
@@ -67,7 +101,7 @@ class Broadcasts:
             with self._lock:
                 before = self._tensors.get(tag)
                 self._version += 1
-                self._tensors[tag] = self._version, tensor
+                self._tensors[tag] = _Tagged(self._version, tensor)
                 serving = [each for each in list(workers) if each.state is State.READY]
             try:
                 self._bring_all(serving)
@@ -77,7 +111,7 @@ class Broadcasts:
                     if before is None:
                         del self._tensors[tag]
                     else:
-                        self._tensors[tag] = self._version, before[1]
+                        self._tensors[tag] = before.of_version(self._version)
                 self._bring_all(serving)
                 raise
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -31,7 +32,9 @@ from .stats import SessionPoolStats
 from .tasks import Attempt, Task
 from .worker import State, Worker
 
-__all__ = ["Dispatcher"]
+__all__ = ["SHUT", "Dispatcher"]
+
+SHUT: Final = "cannot schedule new futures after shutdown"  # the standard library's words
 
 _log = logging.getLogger("tr_mmap")
 
@@ -55,6 +58,7 @@ class Dispatcher(Outcomes):
     def __init__(self, staff: Staff, depth: int | None) -> None:
         super().__init__(staff, depth)
         self.is_shut = False
+        self._is_closed = False  # nothing is taken any more, also of those that have looked at is_shut before
         self.has_ended = threading.Event()
         self._commands: deque[Callable[[], None]] = deque()
         self._thread: Background | None = None
@@ -74,10 +78,18 @@ class Dispatcher(Outcomes):
                 self._thread = Background(self._run)
 
     def submit(self, task: Task) -> None:
-        """Take a request."""
+        """Take a request.
+
+        Raises:
+            RuntimeError: the pool has just been shut down.
+        """
         self.queue.append(task)
         if self._is_asleep:
             self.wake()
+        if self._is_closed:  # the last look may have been before this request was in the queue
+            with suppress(ValueError):  # it was not
+                self.queue.remove(task)
+                raise RuntimeError(SHUT)
 
     def post(self, command: Callable[[], None]) -> None:
         """Have the dispatcher's thread call a function."""
@@ -187,6 +199,7 @@ class Dispatcher(Outcomes):
         worker.futures.process()  # what it has answered before its end, and the rest as errors
         self.staff.note_dead(worker)
         self._take_outcomes()
+        self.places.forget(worker)
         for attempt in list(worker.in_flight):  # not to be expected: each has its outcome now
             attempt.settle(SessionNotStarted("the worker has ended"))
 
@@ -203,7 +216,7 @@ class Dispatcher(Outcomes):
         home = task.home
         if home is None or best is None or home.state is not State.READY or home.left < task.count:
             return best
-        return home if len(home.in_flight) <= min(fewest + 1, self._depth - 1) else best
+        return home if len(home.in_flight) <= fewest else best
 
     def _dispatch(self) -> None:
         queue, rung = self.queue, set()
@@ -309,7 +322,7 @@ class Dispatcher(Outcomes):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def _fail_all(self, error: BaseException) -> None:
-        self.is_shut = True
+        self.is_shut = self._is_closed = True
         for worker in self.staff.workers:
             for attempt in list(worker.in_flight):
                 self._fail(attempt.task, error)
@@ -354,13 +367,16 @@ class Dispatcher(Outcomes):
         self.post(partial(self._end_workers, grace_s))
 
     def _end_workers(self, grace_s: float) -> None:
-        self.staff.is_ending = True
+        self.staff.is_ending = self._is_closed = True
         self.cancel_waiting()
         self.staff.end(grace_s)
 
     def _end_if_done(self) -> bool:
-        if self.queue or any(each.in_flight for each in self.staff.workers):
-            return False
+        if not self._is_closed:
+            self._is_closed = True  # before the last look: what comes after it is refused
+            if self.queue or any(each.in_flight for each in self.staff.workers):
+                self._is_closed = False
+                return False
         if not self.staff.retire_all():
             return False
         self.has_ended.set()

@@ -23,7 +23,7 @@ from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import EXIT_TIMEOUT_MS, TERMINATE_GRACE_S
 from ..wire.words import OF_PARENT
 from .arguments import check_count, worker_count
-from .dispatcher import Dispatcher
+from .dispatcher import SHUT, Dispatcher
 from .staff import Staff
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolLifecycle", "WorkerKeywords"]
 
-_SHUT: Final = "cannot schedule new futures after shutdown"  # the standard library's words
 _GRACE_AFTER_ERROR_S: Final = 0.5  # for handlers that run, at the end of a ``with`` block that has raised
 _OF_POOL: Final = ("session_id", "at_limit", "at_budget", "replace")  # options of a session that a pool sets
 
@@ -109,6 +108,7 @@ class PoolLifecycle(Executor):
             lambda: new_session(session_id=next(names)), self._script, size, most, seconds_of(start_timeout_ms), reload
         )
         self._dispatcher = Dispatcher(staff, max_in_flight)
+        self._is_staging = options.get("budget_nbytes") is None  # a budget is for requests that workers have
         self._finalizer = weakref.finalize(
             self, self._dispatcher.shut, is_cancelling=False, grace_s=EXIT_TIMEOUT_MS / 1000
         )
@@ -137,7 +137,7 @@ class PoolLifecycle(Executor):
             raise SessionNotStarted(f"pool {self._name!r}{OF_PARENT}")
         dispatcher = self._dispatcher
         if dispatcher.is_shut:
-            raise RuntimeError(_SHUT)
+            raise RuntimeError(SHUT)
         if not self._is_started:
             with self._starting:
                 if not self._is_started:

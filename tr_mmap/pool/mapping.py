@@ -18,13 +18,12 @@ from typing import Any, Final, Self, TypeAlias
 
 import numpy as np
 
-from ..controller.results import Result, value_of
-from ..protocol.commands import UserMessage
 from .arguments import message_of
-from .batches import kind_of, nbytes_of, packed, results_of
+from .batches import kind_of, nbytes_of
+from .chunks import Chunk, ChunkTask, Item
 from .tasks import Task
 
-__all__ = ["FILL_S", "Chunk", "Feed", "MapParts", "MapResults"]
+__all__ = ["FILL_S", "Feed", "MapParts", "MapResults"]
 
 _BATCH_S: Final = 0.002  # what a batch is to take, so that the way to the worker and back costs little beside it
 _PROBE_S: Final = 0.05  # a single request that took longer is not tried in a batch
@@ -33,154 +32,6 @@ _MOST_ITEMS: Final = 256
 _MOST_NBYTES: Final = 1 << 18  # of the arguments of a batch
 _LONG_S: Final = 1e6  # a wait of days may as well have no limit
 FILL_S: Final = 0.002  # an iterable that takes longer for its items does not hold up those that are there
-
-_Item: TypeAlias = tuple[UserMessage, tuple[Any, ...]]
-
-
-class Chunk:
-    """Some items that follow each other.
-
-    Attributes:
-        items: their requests.
-        values: their results or errors, as far as they are known.
-        is_done: all are.
-        seconds: from the moment that its worker got it until it was done.
-        handlers_s: how long the handlers took, as the worker says; 0 if it does not.
-    """
-
-    __slots__ = (
-        "_tell",
-        "began_s",
-        "handlers_s",
-        "is_done",
-        "items",
-        "missing",
-        "seconds",
-        "tasks",
-        "values",
-    )
-
-    def __init__(self, items: list[_Item], tell: Callable[[Chunk], None]) -> None:
-        self.items = items
-        self.values: list[Any] = [None] * len(items)
-        self.missing = len(items)
-        self.is_done = False
-        self.tasks: list[ChunkTask] = []
-        self.began_s = 0.0
-        self.seconds = 0.0
-        self.handlers_s = 0.0
-        self._tell = tell
-
-    @staticmethod
-    def opened(value: Any) -> Any:
-        """One of the values; raises an error."""
-        if isinstance(value, _Failed):
-            raise value.error
-        if isinstance(value, Exception):  # of one item of a batch
-            raise value
-        return value
-
-    def note(self, place: int, values: list[Any]) -> None:
-        """The dispatcher: some items have their results."""
-        self.values[place : place + len(values)] = values
-        self.missing -= len(values)
-        if not self.missing:
-            self.seconds = time.monotonic() - self.began_s
-            self.tasks = []
-            self.items = []
-            self.is_done = True
-            self._tell(self)
-
-
-class ChunkTask(Task):
-    """The request for a chunk, or for one of its items.
-
-    Args:
-        chunk: whose items these are.
-        place: the first of them.
-        count: how many there are.
-        framework, limit_s, retries: as :class:`Task`.
-    """
-
-    __slots__ = ("_chunk", "_is_cancelled", "_place", "count", "is_batch")
-
-    def __init__(self, chunk: Chunk, place: int, count: int, framework: str, limit_s: float, retries: int) -> None:
-        items = chunk.items[place : place + count]
-        message, tensors = items[0]
-        self.is_batch = count > 1
-        if self.is_batch:
-            texts = [str(each[0]) for each in items]
-            message, named = packed(texts, [each[1] for each in items])
-            tensors = (named,)
-        super().__init__(message, tensors, framework, limit_s, retries)
-        self.count = count
-        self._chunk = chunk
-        self._place = place
-        self._is_cancelled = False
-
-    def begin(self) -> bool:
-        self._chunk.began_s = time.monotonic()
-        return not self._is_cancelled
-
-    def finish(self, result: Result) -> None:
-        if self._is_cancelled:
-            return
-        try:
-            if self.is_batch:
-                values, self._chunk.handlers_s = results_of(result, self.count)
-            else:
-                values = [value_of(result)]
-        except Exception as error:  # what it means cannot be read: that is the outcome
-            self.fail(error)
-            return
-        self.tensors = ()
-        self._chunk.note(self._place, values)
-
-    def fail(self, error: BaseException) -> None:
-        self.tensors = ()
-        if not self._is_cancelled:
-            self._chunk.note(self._place, [_Failed(error)] * self.count)
-
-    def cancel(self) -> None:
-        attempt = self.attempt
-        if attempt is not None:
-            attempt.cancel()
-        if not self._is_cancelled:
-            self.fail(_cancelled())
-            self._is_cancelled = True
-
-    def drop(self) -> None:
-        """Nobody takes its results any more. Any thread may say so."""
-        self._is_cancelled = True
-        attempt = self.attempt
-        if attempt is not None:
-            attempt.cancel()
-
-    def split(self) -> list[Task]:
-        if not self.is_batch:
-            return [self]
-        chunk, made = self._chunk, []
-        for place in range(self._place, self._place + self.count):
-            task = ChunkTask(chunk, place, 1, self.framework, self.limit_s / self.count, self.retries)
-            chunk.tasks.append(task)
-            task._is_cancelled = self._is_cancelled
-            made.append(task)
-        return list(made)
-
-
-class _Failed:
-    """Stands for an item that has an error."""
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _cancelled() -> BaseException:
-    from concurrent.futures import CancelledError
-
-    return CancelledError("the pool was shut down, and what no worker had begun was cancelled")
 
 
 class Feed:
@@ -193,7 +44,7 @@ class Feed:
         framework_of: of the results of tensors.
         limit_s: how long the handler of one item may run.
         retries: as :class:`Task`.
-        home_of: where arguments lie.
+        place: puts tensors into shared memory if that is of use, and says in which worker's memory they lie.
     """
 
     def __init__(
@@ -204,7 +55,7 @@ class Feed:
         framework_of: Callable[[tuple[Any, ...]], str],
         limit_s: float,
         retries: int,
-        home_of: Callable[[tuple[Any, ...]], Any],
+        place: Callable[[tuple[Any, ...]], tuple[tuple[Any, ...], Any]],
         tell: Callable[[Chunk], None],
     ) -> None:
         self._command = command
@@ -214,10 +65,10 @@ class Feed:
         self._framework_of = framework_of
         self._limit_s = limit_s
         self._retries = retries
-        self._home_of = home_of
+        self._place = place
         self._tell = tell
         self._item_s = math.inf  # how long a handler takes, as far as is known
-        self._held: _Item | None = None  # read, and did not fit
+        self._held: Item | None = None  # read, and did not fit
         self.is_at_end = False
 
     def close(self) -> None:
@@ -235,7 +86,7 @@ class Feed:
         """How many items the next chunk may have."""
         return self._size
 
-    def _next_item(self) -> _Item | None:
+    def _next_item(self) -> Item | None:
         if self._held is not None:
             item, self._held = self._held, None
             return item
@@ -270,10 +121,14 @@ class Feed:
                 nbytes += nbytes_of(item[1])
                 if not self._is_fixed and time.monotonic() >= until_s:
                     break
-        chunk = Chunk(items, self._tell)
-        task = ChunkTask(chunk, 0, len(items), self._framework_of(first[1]), self._limit_s * len(items), self._retries)
+        framework, home = self._framework_of(first[1]), None
         if first[1] and len(items) == 1:
-            task.home = self._home_of(first[1])
+            tensors, home = self._place(first[1])
+            items = [(first[0], tensors)]
+            del first, tensors
+        chunk = Chunk(items, self._tell)
+        task = ChunkTask(chunk, 0, len(items), framework, self._limit_s * len(items), self._retries)
+        task.home = home
         chunk.tasks.append(task)
         return chunk
 

@@ -14,6 +14,7 @@ from ..controller.results import Result
 from ..errors import OutOfSpace, RequestCancelled, SessionNotStarted, WorkerDied
 from .places import Places
 from .staff import Staff
+from .staging import Staging
 from .tasks import Attempt, Task
 from .worker import State, Worker
 
@@ -35,6 +36,7 @@ class Outcomes:
         queue: the requests that no worker has, the first one first.
         outcomes: attempts that were answered or have failed, and how. Any thread may append.
         places: where results lie.
+        staging: copies large tensors of requests into shared memory.
         answered, failed, retried: counts.
     """
 
@@ -43,6 +45,7 @@ class Outcomes:
         self.queue: deque[Task] = deque()
         self.outcomes: deque[tuple[Attempt, Result | Exception]] = deque()
         self.places = Places()
+        self.staging = Staging(staff.workers, self.queue)
         self.answered = self.failed = self.retried = 0
         self._returned: list[Task] = []  # that have to be sent again
         self._fixed_depth = depth
@@ -69,8 +72,7 @@ class Outcomes:
                 self._take_error(attempt, outcome)
                 continue
             task = attempt.task
-            worker.done += task.count
-            self.answered += task.count
+            self._count(worker, task)
             if outcome[1]:
                 self.places.note(outcome[1], worker)
             task.finish(outcome)
@@ -79,6 +81,13 @@ class Outcomes:
             self._returned.clear()
         if counts:
             self._learn(counts)
+
+    def _count(self, worker: Worker, task: Task) -> None:
+        """A worker has answered a task."""
+        if not worker.done:
+            self.staff.note_useful()
+        worker.done += task.count
+        self.answered += task.count
 
     def _learn(self, counts: dict[Worker, int]) -> None:
         """How long requests take, from how many were answered since the last look."""
@@ -95,8 +104,7 @@ class Outcomes:
         if isinstance(error, WorkerDied | SessionNotStarted):
             self._take_death(attempt, error)
             return
-        worker.done += task.count
-        self.answered += task.count
+        self._count(worker, task)
         if isinstance(error, RequestCancelled):
             task.cancel()
         elif task.is_batch and self._may_split(error):

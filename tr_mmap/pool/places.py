@@ -34,6 +34,12 @@ class Places:
                     self._found.clear()
                 self._found[_address_of(tensor)] = worker
 
+    def forget(self, worker: Worker) -> None:
+        """A worker has ended. Its results live on, but no request can go to it."""
+        for address, home in list(self._found.items()):
+            if home is worker:
+                del self._found[address]
+
     def home_of(self, arguments: Iterable[Any]) -> Worker | None:
         """The worker that has sent most bytes of the arguments; None if there is none."""
         found: dict[Worker, int] = {}

@@ -14,11 +14,13 @@ from ..controller.results import Result, value_of
 from ..errors import BadMessage
 from ..protocol.commands import parse_command
 from .arguments import check_count, message_of
+from .chunks import Chunk
 from .lifecycle import PoolLifecycle
-from .mapping import Chunk, Feed, MapParts, MapResults
+from .mapping import Feed, MapParts, MapResults
 from .progress import Progress, progress_of
 from .stats import SessionPoolStats
 from .tasks import FutureTask, PoolFuture, Task
+from .worker import Worker
 
 __all__ = ["INHERITED", "Inherited", "SessionPool"]
 
@@ -113,15 +115,23 @@ class SessionPool(PoolLifecycle):
         if not isinstance(message, str) or not message or message.isspace():
             parse_command(message)  # refuses a message without a command now
         limit_s = self._limit_s if timeout_ms is INHERITED else seconds_of(timeout_ms)
-        task = FutureTask(
-            dispatcher, shape, message, tensors, self._framework_of(tensors), limit_s, self._retries, on_progress
-        )
+        framework, home = self._framework_of(tensors), None
         if tensors:
-            task.home = dispatcher.places.home_of(tensors)
+            tensors, home = self._place(tensors)
+        task = FutureTask(dispatcher, shape, message, tensors, framework, limit_s, self._retries, on_progress)
+        task.home = home
         future = task.future
         assert future is not None  # it has no outcome yet
         dispatcher.submit(task)
         return future
+
+    def _place(self, tensors: tuple[Any, ...]) -> tuple[tuple[Any, ...], Worker | None]:
+        """The tensors of a request, in shared memory if that is of use, and the worker in whose memory they lie."""
+        dispatcher = self._dispatcher
+        home = dispatcher.places.home_of(tensors)
+        if home is None and self._is_staging:
+            tensors = dispatcher.staging.staged(tensors)
+        return tensors, home
 
     def calculate(
         self,
@@ -225,9 +235,8 @@ class SessionPool(PoolLifecycle):
         self._open()  # last: nothing is started for a map that is refused
 
         def make_feed(tell: Callable[[Chunk], None], items: Iterator[tuple[Any, ...]] | None = None) -> Feed:
-            given = zip(*iterables, strict=False) if items is None else items
-            home_of = dispatcher.places.home_of
-            return Feed(command, given, size, self._framework_of, limit_s, self._retries, home_of, tell)
+            given = _zipped(iterables) if items is None else items
+            return Feed(command, given, size, self._framework_of, limit_s, self._retries, self._place, tell)
 
         return make_feed, self._take, most, *told
 
@@ -265,3 +274,12 @@ class SessionPool(PoolLifecycle):
     def stats(self) -> SessionPoolStats:
         """What the pool does, and what each of its workers does."""
         return self._dispatcher.stats()
+
+
+def _zipped(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:
+    """As zip() does, but a single iterable's last item is not kept: its memory may be that of the next one."""
+    return map(_alone, iterables[0]) if len(iterables) == 1 else zip(*iterables, strict=False)
+
+
+def _alone(item: Any) -> tuple[Any]:
+    return (item,)

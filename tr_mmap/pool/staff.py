@@ -1,7 +1,8 @@
 """The workers of a pool: how many there are, when one is started, and when one has to go. Sends no request.
 
-The dispatcher's thread calls all that is not marked otherwise. What takes long is done by another thread, the janitor:
-it starts sessions, copies broadcast tensors to them, ends processes, and closes sessions.
+The dispatcher's thread calls all that is not marked otherwise. What takes long is done by two other threads: the
+starter starts sessions, and copies broadcast tensors to them; the janitor ends processes, and closes sessions. So a
+new worker does not wait until a dead one is cleared away.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ import math
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from ..base import system
-from ..base.background import Background
 from ..controller.results import Result
 from ..controller.session import PythonSession
 from ..errors import ResponseTimeout, SemaphoresUnavailable, SessionNotStarted, TRException, WorkerDied
@@ -25,6 +24,7 @@ from ..wire.messages import RELEASE_COMMAND
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import EXIT_TIMEOUT_MS, TERMINATE_GRACE_S
 from .broadcasts import Broadcasts
+from .jobs import Jobs
 from .worker import State, Worker
 
 __all__ = ["Staff"]
@@ -33,7 +33,7 @@ _log = logging.getLogger("tr_mmap")
 
 _MOST_FAILED: Final = 3  # starts in a row, until requests are told that there is no worker
 _FIRST_PAUSE_S: Final = 0.05  # after a start that has failed; each one doubles it
-_LONGEST_PAUSE_S: Final = 2.0
+_LONGEST_PAUSE_S: Final = 30.0
 _ASK_FILES_MS: Final = 2000.0
 _RELOAD_S: Final = 0.25  # how often to look whether the script has changed
 
@@ -108,47 +108,34 @@ class Staff:
         self._is_reloading = is_reloading and script != DEFAULT_WORKER
         self._signature = _signature_of(script) if self._is_reloading else None
         self._next_signature_s = 0.0
-        self._jobs: deque[Callable[[], None]] = deque()
         self._jobs_left = 0
-        self._janitor: Background | None = None
+        self._starter, self._janitor = Jobs(self._tell_job_done), Jobs(self._tell_job_done)
         self._ready = threading.Condition()  # notified when a worker becomes ready, or cannot
 
-    # -- the janitor --------------------------------------------------------------------------------------------------
+    # -- what takes long ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin the janitor's thread. Called once, by any thread."""
-        self._janitor = Background(self._run)
+        """Begin the two threads. Called once, by any thread.
 
-    def _run(self, thread: Background) -> bool:
-        while not thread.has_to_return:
-            while self._jobs:
-                job = self._jobs.popleft()
-                try:
-                    job()
-                except (TRException, OSError):
-                    _log.exception("a worker of a pool could not be started or ended")
-                finally:
-                    self.post(self._note_job_done)
-                if thread.has_to_return:
-                    return False
-            thread.sleep(None)
-        return False
+        Raises:
+            SystemLimit: the system has no thread left.
+        """
+        self._starter.start()
+        self._janitor.start()
 
-    def _do(self, job: Callable[[], None], *, is_first: bool = False) -> None:
+    def _do(self, jobs: Jobs, job: Callable[[], None], *, is_first: bool = False) -> None:
         self._jobs_left += 1
-        if is_first:
-            self._jobs.appendleft(job)
-        else:
-            self._jobs.append(job)
-        if self._janitor is not None:
-            self._janitor.wake()
+        jobs.do(job, is_first=is_first)
+
+    def _tell_job_done(self) -> None:
+        self.post(self._note_job_done)
 
     def _note_job_done(self) -> None:
         self._jobs_left -= 1
         self.is_changed = True
 
     def _start_session(self, worker: Worker) -> None:
-        """The janitor: start a worker, and say how that went."""
+        """The starter: start a worker, and say how that went."""
         error: Exception | None = None
         try:
             worker.session.start()
@@ -157,9 +144,8 @@ class Staff:
             except SemaphoresUnavailable:
                 pass  # the session's own thread settles what is answered
             self.broadcasts.bring(worker)
-        except (TRException, OSError) as found:
+        except Exception as found:  # whatever it is, the requests that wait are told
             error = found
-            worker.session.close()
         self.post(partial(self._note_started, worker, error))
 
     @staticmethod
@@ -174,7 +160,7 @@ class Staff:
         worker = Worker(self._new_session(), self._generation, self._most_tasks, now_s + self._start_timeout_s)
         self.workers.append(worker)
         self.started += 1
-        self._do(partial(self._start_session, worker))
+        self._do(self._starter, partial(self._start_session, worker))
 
     def _note_started(self, worker: Worker, error: Exception | None) -> None:
         if error is not None:
@@ -196,14 +182,14 @@ class Staff:
         if worker.state is not State.STARTING:
             return
         if not self.broadcasts.admit(worker):  # it lacks some that were sent meanwhile
-            self._do(partial(self._bring_rest, worker))
+            self._do(self._starter, partial(self._bring_rest, worker))
             return
-        self._failed_starts, self._last_error = 0, None
+        self._last_error = None
         self.is_changed = True
         self._tell()
 
     def _bring_rest(self, worker: Worker) -> None:
-        """The janitor: send a worker the tensors that it lacks."""
+        """The starter: send a worker the tensors that it lacks."""
         try:
             self.broadcasts.bring(worker)
         except (SessionNotStarted, WorkerDied):
@@ -222,13 +208,17 @@ class Staff:
             self._note_failed_start(worker)
         elif state is State.READY:
             self.died += 1
-        self._do(worker.session.close)
+            if not worker.done:  # as useless as one that cannot start
+                self._note_failed_start(worker)
+        self._do(self._janitor, worker.session.close)
 
     def _note_failed_start(self, worker: Worker) -> None:
+        if self._failed_starts or not worker.was_ready:  # else it may have been killed: another one starts at once
+            pause_s = _FIRST_PAUSE_S * 2 ** min(self._failed_starts, 10)
+            self._next_start_s = time.monotonic() + min(pause_s, _LONGEST_PAUSE_S)
         self._failed_starts += 1
-        pause_s = _FIRST_PAUSE_S * 2 ** min(self._failed_starts - 1, 10)
-        self._next_start_s = time.monotonic() + min(pause_s, _LONGEST_PAUSE_S)
-        error = worker.death or WorkerDied("a worker ended before it was ready", exit_code=None, log_tail="")
+        what = "it had answered a request" if worker.was_ready else "it was ready"
+        error = worker.death or WorkerDied(f"a worker ended before {what}", exit_code=None, log_tail="")
         has_others = any(each.state is State.READY for each in self.workers)
         if has_others and worker.generation > 0:
             self._failed_generation = worker.generation
@@ -236,6 +226,10 @@ class Staff:
         elif not has_others and self._failed_starts >= _MOST_FAILED:
             self.error = self._last_error = error
             self._tell()
+
+    def note_useful(self) -> None:
+        """A worker has answered its first request: workers can be started."""
+        self._failed_starts, self._next_start_s = 0, 0.0
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
         """End a worker's process by force. Another one takes its place at once."""
@@ -246,7 +240,7 @@ class Staff:
         worker.retire_by_s = math.inf
         self.is_changed = True
         if worker.is_started:
-            self._do(partial(worker.kill, grace_s), is_first=True)
+            self._do(self._janitor, partial(worker.kill, grace_s), is_first=True)
 
     def end(self, grace_s: float) -> None:
         """End all workers by force."""
@@ -260,8 +254,8 @@ class Staff:
             self._is_closing = self.is_changed = True
         if self.workers or self._jobs_left:
             return False
-        if self._janitor is not None:
-            self._janitor.stop()
+        self._starter.stop()
+        self._janitor.stop()
         self._tell()
         return True
 
@@ -270,6 +264,7 @@ class Staff:
     def resize(self, size: int) -> None:
         """Have another number of workers."""
         self.size = size
+        self._next_start_s = 0.0
         self.is_changed = True
 
     def next_look_s(self) -> float:
@@ -327,10 +322,10 @@ class Staff:
         if not worker.in_flight and not worker.is_asked_to_exit and worker.is_started:
             worker.is_asked_to_exit = True
             worker.retire_by_s = now_s + self.grace_s
-            self._do(partial(self._ask_to_exit, worker))
+            self._do(self._janitor, partial(self._ask_to_exit, worker))
         if now_s >= worker.retire_by_s:
             worker.retire_by_s = math.inf
-            self._do(partial(worker.kill, TERMINATE_GRACE_S), is_first=True)
+            self._do(self._janitor, partial(worker.kill, TERMINATE_GRACE_S), is_first=True)
 
     def _retire(self, worker: Worker) -> None:
         """A worker gets no more requests, and ends when it has answered those that it has."""
@@ -339,7 +334,7 @@ class Staff:
         self.is_changed = True
         if was_starting and worker.is_started:
             worker.is_asked_to_exit = True
-            self._do(partial(worker.kill, 0.0))
+            self._do(self._janitor, partial(worker.kill, 0.0))
 
     def _look_at_script(self, now_s: float) -> None:
         self._next_signature_s = now_s + _RELOAD_S

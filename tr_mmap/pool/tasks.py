@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from threading import get_ident
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 __all__ = ["Attempt", "FutureTask", "PoolFuture", "Task"]
+
+_log = logging.getLogger("tr_mmap")
 
 _RUNNING: Final = "RUNNING"  # states of the standard library's futures
 _CANCELLED: Final = "CANCELLED_AND_NOTIFIED"
@@ -259,7 +262,7 @@ class PoolFuture(Future[Any]):
                 if is_cancelled:
                     self._store_cancelled()
             if is_cancelled:
-                self._invoke_callbacks()  # type: ignore[attr-defined] # as cancel() does
+                self._invoke_callbacks()
                 return True
         elif attempt.cancel():
             return self.note_cancelled()
@@ -276,8 +279,15 @@ class PoolFuture(Future[Any]):
             if self._state != _RUNNING:
                 return self.cancelled()
             self._store_cancelled()
-        self._invoke_callbacks()  # type: ignore[attr-defined] # as cancel() does
+        self._invoke_callbacks()
         return True
+
+    def _invoke_callbacks(self) -> None:
+        for callback in self._done_callbacks:  # type: ignore[attr-defined] # as the standard library's does
+            try:
+                callback(self)
+            except BaseException:  # SystemExit, say, would end the pool's thread
+                _log.exception("a callback of a pool's future has failed; the pool goes on")
 
     def _store_cancelled(self) -> None:
         self._state = _CANCELLED

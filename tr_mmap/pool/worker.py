@@ -16,8 +16,12 @@ import enum
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from ..controller.futures import Futures
 from ..controller.session import PythonSession
+from ..native import copy
+from ..tsr.dtypes import DType
 from .stats import PoolWorkerStats
 from .tasks import Attempt, Task
 
@@ -65,6 +69,8 @@ class Worker:
         death: why it could not be started; None if it could.
         mark_s: when its present request was begun, as far as the dispatcher has seen.
         retire_by_s: when it is killed if it has not ended by itself.
+        is_asked_to_exit: it was, or it is killed.
+        was_ready: it has been ready once.
     """
 
     def __init__(self, session: PythonSession[Any], generation: int, most: float, start_deadline_s: float) -> None:
@@ -83,6 +89,7 @@ class Worker:
         self.mark_s = 0.0
         self.retire_by_s = math.inf
         self.is_asked_to_exit = False
+        self.was_ready = False
         self._futures: Futures | None = None
         self._handle: WorkerHandle | None = None
 
@@ -94,6 +101,7 @@ class Worker:
         if state not in _NEXT[self.state]:
             raise AssertionError(f"a worker that is {self.state} does not become {state}")
         self.state = state
+        self.was_ready |= state is State.READY
 
     def note_started(self) -> None:
         """Its session was started."""
@@ -105,6 +113,31 @@ class Worker:
         """The requests of its session."""
         assert self._futures is not None  # note_started() comes first
         return self._futures
+
+    def place_of_loans(self) -> str:
+        """The directory of its loans' memory, if all workers of this process read that; else "". Any thread.
+
+        Raises:
+            SessionNotStarted: it has ended.
+        """
+        return getattr(self.session._open().transfer, "pool_directory", "")
+
+    def loaned_copy(self, dtype: DType, source: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """A copy of an array in shared memory, which costs nothing to send. Any thread.
+
+        Args:
+            dtype: of the copy.
+            source: its elements, in unsigned integers if numpy does not know the dtype.
+
+        Raises:
+            SessionNotStarted: it has ended.
+            OutOfSpace, SystemLimit: no room.
+        """
+        transfer = self.session._open().transfer
+        quick = transfer.quick_loan(source.shape, dtype.name)
+        loan: np.ndarray[Any, Any] = transfer.empty(source.shape, dtype.name, "numpy") if quick is None else quick
+        copy(loan if loan.dtype == source.dtype else loan.view(source.dtype), 0, source)
+        return loan
 
     @property
     def is_started(self) -> bool:

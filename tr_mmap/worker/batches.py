@@ -6,7 +6,6 @@ result is copied before the next call, because a function may return the same ar
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +27,7 @@ from ..protocol.batches import (
 )
 from ..protocol.messages import Failure
 from ..protocol.named_values import pack
-from ..tsr.tensors import to_array
+from ..tsr.tensors import is_plain_torch, to_array
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from .binding import Command
 from .reply import Reply
@@ -164,7 +163,7 @@ class _Results:
         if isinstance(value, np.ndarray):
             if type(value) is not np.ndarray or value.dtype.kind not in "biufcV" or value.dtype.hasobject:
                 return False
-        elif not isinstance(value, np.generic) and not _is_plain_torch(value):
+        elif not isinstance(value, np.generic) and not is_plain_torch(value):
             return False
         if self._stack is None and not self._stacked:
             framework = "torch" if not isinstance(value, np.ndarray | np.generic) else "numpy"
@@ -198,20 +197,13 @@ class _Results:
         self._server._say_named(values)
 
 
-def _is_plain_torch(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or type(value) is not torch.Tensor:
-        return False
-    return value.device.type == "cpu" and value.layout is torch.strided and not value.requires_grad
-
-
 def _copy_of(value: Any) -> Any:
     """A tensor of its own, which nobody changes before it is sent.
 
     Raises:
         UnsupportedTensor: it is none.
     """
-    if _is_plain_torch(value):
+    if is_plain_torch(value):
         return value.clone()
     if isinstance(value, np.ndarray | np.generic):
         return np.array(value)
