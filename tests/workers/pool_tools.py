@@ -93,6 +93,21 @@ def poison(x):
     return x
 
 
+@server.command("poison_once")
+def poison_once(path: str, x):
+    """Dies the first time."""
+    if kill_once(path) == "survived":
+        return x
+    return None
+
+
+@server.command("hold")
+def hold(path: str, x) -> str:
+    """Passes the gate, with an array."""
+    with open(path) as fifo:
+        return fifo.read()
+
+
 @server.command("append")
 def append(path: str, word: str) -> str:
     """Leave a mark that says that the handler was called."""

@@ -1,0 +1,208 @@
+"""Faults around a pool's workers: starts that fail in ways of their own, requests that come too late, callbacks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_ways import POOL_TOOLS, Way
+from support import BOUND_S, FOREVER_MS, Gate, script, wait_until
+
+from tr_mmap import PythonSession, SessionPool, WorkerDied
+from tr_mmap.controller.results import value_of
+from tr_mmap.pool.tasks import FutureTask
+from tr_mmap.pool.worker import Worker
+
+# Answers the pool's first request, which says that it is ready, and dies before any other.
+USELESS = """
+import os
+from tr_mmap import Server
+class Useless(Server):
+    asked = 0
+    def process_request(self):
+        if self.asked:
+            os._exit(3)
+        self.asked += 1
+        super().process_request()
+Useless().run()
+"""
+
+
+def shares(pool: SessionPool) -> bool:
+    """Whether the workers of this process read the same memory: not on every system."""
+    return bool(pool._dispatcher.staff.workers[0].place_of_loans())
+
+
+def test_workers_that_die_before_their_first_answer_count_as_ones_that_cannot_start(
+    open_pool: Callable[..., Way], tmp_path: Path
+) -> None:
+    way = open_pool(1, script=script(tmp_path, USELESS))
+    for _ in range(2):
+        error = way.ask("say x")
+        assert isinstance(error, WorkerDied)
+    assert way.stats().started <= 8  # not again and again for ever
+
+
+def test_an_idle_pool_whose_workers_die_at_once_does_not_start_them_for_ever(
+    open_blocking: Callable[..., Way], tmp_path: Path
+) -> None:
+    way = open_blocking(1, script=script(tmp_path, USELESS))
+    wait_until(lambda: not way.stats().workers and way.stats().died >= 3)
+    with pytest.raises(WorkerDied):
+        way.call("wait_until_ready")
+    assert way.stats().died == way.stats().started == 3
+
+
+def test_any_error_of_a_start_is_that_of_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(session: PythonSession[Any]) -> None:
+        raise ZeroDivisionError("of the system")
+
+    monkeypatch.setattr(PythonSession, "start", fail)
+    with SessionPool(POOL_TOOLS, 2, quiet_mode=True) as pool:
+        with pytest.raises(ZeroDivisionError, match="of the system"):
+            pool.calculate("say x")
+        monkeypatch.undo()
+        assert pool.calculate("say x") == "x"
+
+
+def test_a_new_worker_does_not_wait_until_the_dead_one_is_cleared_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, close = threading.Event(), PythonSession.close
+
+    def close_late(session: PythonSession[Any]) -> None:
+        let_go.wait(BOUND_S)
+        close(session)
+
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
+        first = int(pool.calculate("pid"))
+        monkeypatch.setattr(PythonSession, "close", close_late)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: pool.calculate("pid") != str(first))
+        assert not let_go.is_set()
+        let_go.set()
+
+
+def test_a_request_that_comes_too_late_for_a_shutdown_is_refused() -> None:
+    pool = SessionPool(POOL_TOOLS, 1, quiet_mode=True)
+    pool.calculate("say x")
+    dispatcher = pool._dispatcher
+    late = FutureTask(dispatcher, value_of, "say x", (), "numpy", 1.0, 0, None)
+    pool.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        dispatcher.submit(late)  # by a thread that looked whether the pool is open just before
+    assert not dispatcher.queue
+
+
+@pytest.mark.parametrize("end", ["shutdown", "kill_workers"])
+def test_threads_that_submit_during_the_end_get_an_outcome_or_a_refusal(end: str) -> None:
+    pool = SessionPool(POOL_TOOLS, 1, quiet_mode=True)
+    pool.calculate("say x")
+    futures: list[Any] = []
+
+    def submit() -> None:
+        try:
+            while True:
+                futures.append(pool.submit("say x"))
+        except RuntimeError:
+            pass
+
+    threads = [threading.Thread(target=submit) for _ in range(3)]
+    for each in threads:
+        each.start()
+    wait_until(lambda: len(futures) > 20)
+    getattr(pool, end)()
+    for each in threads:
+        each.join(BOUND_S)
+    pool.shutdown()
+    assert all(each.done() for each in futures)
+
+
+def test_a_callback_that_asks_the_thread_to_end_does_not_end_the_pool(pool: SessionPool) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit
+
+    pool.submit("say x").add_done_callback(leave)
+    assert [pool.submit("say", number).result(BOUND_S) for number in range(9)] == [str(number) for number in range(9)]
+
+
+def test_a_request_does_not_wait_for_the_worker_in_whose_memory_its_argument_lies(gate: Gate) -> None:
+    with SessionPool(POOL_TOOLS, 2, quiet_mode=True) as pool:
+        assert pool.wait_until_ready()
+        array = pool.calculate("twice", np.ones(1 << 16))
+        holding = pool.submit("hold", gate.path, array)  # goes where the array lies
+        gate.wait_for_worker()
+        assert pool.submit("twice", array).result(BOUND_S)[0] == 4
+        gate.let_go("through")
+        assert holding.result() == "through"
+
+
+def test_nothing_refers_to_a_worker_that_is_gone(open_blocking: Callable[..., Way]) -> None:
+    way: Any = open_blocking(1)
+    pool: SessionPool = way.pool
+    way.ask("twice", np.ones(1 << 16))
+    worker: weakref.ref[Worker] = weakref.ref(pool._dispatcher.staff.workers[0])
+    assert isinstance(way.ask("kill_me"), WorkerDied)
+    assert way.ask("say x") == "x"
+    wait_until(lambda: worker() is None)
+
+
+def test_a_large_argument_is_copied_at_once(gate: Gate) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True, max_in_flight=1, retries=1) as pool:
+        pool.calculate("say x")
+        if not shares(pool):
+            pytest.skip("NOT TESTED: memory that all workers share")
+        running = pool.submit(gate.message)
+        gate.wait_for_worker()
+        array = np.full(1 << 17, 3.0)
+        gone = weakref.ref(array)
+        waiting = pool.submit("twice", array)
+        del array
+        assert gone() is None  # although no worker has it
+        gate.let_go("through")
+        assert running.result() == "through"
+        assert waiting.result()[-1] == 6.0
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "bool"])
+def test_large_torch_arguments_keep_their_dtype_and_come_back_as_tensors(pool: SessionPool, dtype: str) -> None:
+    import torch
+
+    tensor = torch.ones(1 << 17).to(getattr(torch, dtype))
+    for each in (tensor, tensor.reshape(256, -1), tensor.reshape(256, -1).T, tensor[1:]):
+        result = pool.calculate("echo", each)
+        assert isinstance(result, torch.Tensor)
+        assert (result.dtype, result.shape) == (each.dtype, each.shape)
+        assert torch.equal(result, each)
+
+
+def test_a_large_argument_is_tried_again_with_the_same_content(tmp_path: Path) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True, retries=1) as pool:
+        pool.calculate("say x")
+        result = pool.calculate("poison_once", tmp_path / "once", np.full(1 << 17, 5.0))
+        assert result.tolist() == [5.0] * (1 << 17)
+        assert pool.stats().retried == 1
+
+
+def test_a_broadcast_tensor_is_copied_once_for_all_workers_and_those_that_come() -> None:
+    large = np.full(1 << 17, 2.0)
+    with SessionPool(POOL_TOOLS, 2, quiet_mode=True) as pool:
+        assert pool.wait_until_ready(FOREVER_MS)
+        sessions = [each.session for each in pool._dispatcher.staff.workers]
+        is_shared, before = shares(pool), sum(each.stats().copied_nbytes for each in sessions)
+        pool.broadcast(large, "weights")
+        if is_shared:
+            assert sum(each.stats().copied_nbytes for each in sessions) - before <= large.nbytes
+        x = np.full(1 << 17, 3.0)
+        assert {float(pool.submit("apply weights", x).result()[-1]) for _ in range(8)} == {6.0}
+        pids = {each.pid for each in pool.stats().workers}
+        for pid in pids:  # the memory goes with the last session
+            os.kill(pid or 0, signal.SIGKILL)
+        wait_until(lambda: not pids & {each.pid for each in pool.stats().workers})
+        assert pool.wait_until_ready(FOREVER_MS)
+        assert {float(pool.submit("apply weights", x).result()[-1]) for _ in range(8)} == {6.0}
