@@ -123,6 +123,35 @@ def test_threads_that_submit_during_the_end_get_an_outcome_or_a_refusal(end: str
     assert all(each.done() for each in futures)
 
 
+def test_workers_that_ignore_sigterm_are_all_killed_after_the_same_second(tmp_path: Path) -> None:
+    text = """
+import signal, time
+from tr_mmap import Server
+server = Server()
+@server.command("ignore")
+def ignore(path: str):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(path, "w").close()
+    time.sleep(1000)
+server.run()
+"""
+    with SessionPool(script(tmp_path, text), 3, quiet_mode=True, max_in_flight=1) as pool:
+        assert pool.wait_until_ready(FOREVER_MS)
+        marks = [tmp_path / str(number) for number in range(3)]
+        futures = [pool.submit("ignore", mark) for mark in marks]
+        wait_until(lambda: all(mark.exists() for mark in marks))
+        killed: list[tuple[float, float]] = []
+        kill = Worker.kill
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                Worker, "kill", lambda worker, grace_s: killed.append((grace_s, kill(worker, grace_s) or 0.0))
+            )
+            pool.terminate_workers()
+            pool.shutdown()
+        assert all(isinstance(each.exception(), WorkerDied) for each in futures)
+        assert sorted(grace_s for grace_s, _ in killed)[:2] == [0.0, 0.0]  # one second in all
+
+
 def test_a_callback_that_asks_the_thread_to_end_does_not_end_the_pool(pool: SessionPool) -> None:
     def leave(_: object) -> None:
         raise SystemExit

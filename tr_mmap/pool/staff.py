@@ -233,20 +233,25 @@ class Staff:
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
         """End a worker's process by force. Another one takes its place at once."""
+        self._note_killed(worker)
+        if worker.is_started:
+            self._do(self._janitor, partial(worker.kill, grace_s), is_first=True)
+
+    def _note_killed(self, worker: Worker) -> None:
         if worker.state in (State.STARTING, State.READY):
             self.died += 1
             worker.advance(State.RETIRING)
         worker.is_asked_to_exit = True
         worker.retire_by_s = math.inf
         self.is_changed = True
-        if worker.is_started:
-            self._do(self._janitor, partial(worker.kill, grace_s), is_first=True)
 
     def end(self, grace_s: float) -> None:
         """End all workers by force."""
         self._is_closing = True
-        for worker in list(self.workers):
-            self.kill(worker, grace_s)
+        for worker in self.workers:
+            self._note_killed(worker)
+        started = [each for each in self.workers if each.is_started]
+        self._do(self._janitor, partial(_kill_all, started, grace_s), is_first=True)
 
     def retire_all(self) -> bool:
         """Let all workers end. Returns whether they have ended, and nothing is left of them."""
@@ -378,6 +383,16 @@ class Staff:
                     return False
                 self._ready.wait(min(left_s, 0.5))
         return True
+
+
+def _kill_all(workers: list[Worker], grace_s: float) -> None:
+    """The janitor: end several workers, which have the same time for that."""
+    until_s = time.monotonic() + grace_s
+    if grace_s:
+        for worker in workers:
+            worker.ask_to_end()
+    for worker in workers:
+        worker.kill(max(0.0, until_s - time.monotonic()))
 
 
 def _signature_of(path: str) -> tuple[int, int, int] | None:

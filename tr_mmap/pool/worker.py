@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import math
+import signal
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from ..controller.futures import Futures
 from ..controller.session import PythonSession
 from ..native import copy
+from ..processes.identity import send_signal
 from ..tsr.dtypes import DType
 from .stats import PoolWorkerStats
 from .tasks import Attempt, Task
@@ -153,6 +155,11 @@ class Worker:
         if self._handle is not None:
             self._handle.process.terminate_tree(grace_s)
             self._handle.channel.wake()
+
+    def ask_to_end(self) -> None:
+        """Send its process SIGTERM, and do not wait."""
+        if self._handle is not None:
+            send_signal(self._handle.process.identity, signal.SIGTERM)
 
     def has_begun(self, attempt: Attempt) -> bool:
         """Whether the handler of a request may have been called; asked when the worker has died."""
