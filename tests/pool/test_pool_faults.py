@@ -152,11 +152,12 @@ server.run()
         assert sorted(grace_s for grace_s, _ in killed)[:2] == [0.0, 0.0]  # one second in all
 
 
-def test_a_callback_that_asks_the_thread_to_end_does_not_end_the_pool(pool: SessionPool) -> None:
+def test_a_callback_that_asks_the_thread_to_end_does_not_end_the_pool(pool: SessionPool, gate: Gate) -> None:
     def leave(_: object) -> None:
         raise SystemExit
 
-    pool.submit("say x").add_done_callback(leave)
+    pool.submit(gate.message).add_done_callback(leave)
+    gate.let_go("through")
     assert [pool.submit("say", number).result(BOUND_S) for number in range(9)] == [str(number) for number in range(9)]
 
 
