@@ -65,6 +65,7 @@ class Dispatcher(Outcomes):
         self._starting = threading.Lock()  # held for the start of the thread
         self._ident = 0
         self._is_asleep = False
+        self._is_full = False  # all workers have as many requests as they may: only an answer changes that
         self._next_look_s = math.inf
         self.pid = os.getpid()
         staff.post = self.post
@@ -84,7 +85,7 @@ class Dispatcher(Outcomes):
             RuntimeError: the pool has just been shut down.
         """
         self.queue.append(task)
-        if self._is_asleep:
+        if self._is_asleep and not self._is_full:
             self.wake()
         if self._is_closed:  # the last look may have been before this request was in the queue
             with suppress(ValueError):  # it was not
@@ -164,8 +165,10 @@ class Dispatcher(Outcomes):
     def _sleep(self, thread: Background) -> None:
         workers = [each for each in self.staff.workers if each.state is not State.DEAD]
         self._next_look_s = min(self._when_to_look(), self.staff.next_look_s())
+        has_room = self._has_room()
+        self._is_full = not has_room and any(each.state is State.READY for each in workers)
         self._is_asleep = True
-        if self._commands or self.outcomes or self.staff.is_changed or (self.queue and self._has_room()):
+        if self._commands or self.outcomes or self.staff.is_changed or (self.queue and has_room):
             self._is_asleep = False
             return
         left_s = max(0.0, self._next_look_s - time.monotonic())

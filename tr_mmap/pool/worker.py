@@ -138,7 +138,7 @@ class Worker:
         transfer = self.session._open().transfer
         quick = transfer.quick_loan(source.shape, dtype.name)
         loan: np.ndarray[Any, Any] = transfer.empty(source.shape, dtype.name, "numpy") if quick is None else quick
-        copy(loan if loan.dtype == source.dtype else loan.view(source.dtype), 0, source)
+        copy(loan.reshape(-1).view(np.uint8), 0, source, True)  # no view may be left when it is sent
         return loan
 
     @property
