@@ -22,7 +22,7 @@ __all__ = ["Outcomes"]
 
 _DEPTH: Final = 2  # requests in a worker's ring: one that runs, and the next
 _MOST_DEPTH: Final = 16
-_GAP_S: Final = 0.0004  # what a worker's ring is to hold, so that it is not empty before the dispatcher comes again
+_GAP_S: Final = 0.001  # what a worker's ring is to hold, so that it is not empty before the dispatcher comes again
 
 
 class Outcomes:
