@@ -10,10 +10,12 @@ from itertools import cycle
 
 import numpy as np
 import pytest
+from rings import poke
 from support import BOUND_S, FOREVER_MS, Gate, wait_until
 from ways import Awaits, Futures, Way
 
 from tr_mmap.controller.dispatcher import Dispatcher
+from tr_mmap.wire.messages import RESPONSE_RING_FILE, RING_BELL_OFFSET
 
 Open = Callable[..., Way]
 
@@ -215,14 +217,16 @@ def test_a_lost_ring_costs_a_moment_and_no_answer(
 ) -> None:
     way = open_in_python()
     way.ask("say ready")
-    worker = dispatcher_of(way).resources.worker
+    resources = dispatcher_of(way).resources
+    worker = resources.worker
     assert worker is not None
     channel = worker.channel
     arm = channel.arm
+    answers = os.path.join(resources.directory, RESPONSE_RING_FILE)
 
     def arm_in_vain() -> bool:
         is_there: bool = arm()
-        channel.disarm()  # as if the worker had seen nobody sleep
+        poke(answers, RING_BELL_OFFSET, bytes(8))  # as if the worker had seen nobody sleep
         sleeps.append(is_there)
         return is_there
 

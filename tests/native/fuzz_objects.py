@@ -225,6 +225,7 @@ class World(Values):
         self.deaths.append(1)
         self.keep(answering.serve(Server(Callback(self))))
         self.keep(answering.quick_fetch(self.random.choice(["a", "$0 a", "a,b", " a "])))
+        self.keep(answering.quick_send(self.random.choice([tensors, self.tensor()])))
         self.keep(asking.consume())
         self.keep(asking.call("run", tensors, 0, "numpy"))
 

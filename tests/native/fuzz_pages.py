@@ -186,7 +186,9 @@ class Ends:
         for view in self.pair.worker_path.quick_fetch(self.random.choice(["$0", "$0 $1", "a"])) or []:
             self.use(view)
         if self.random.random() < 0.5:
-            self.pair.answering.publish([self.random.choice(TENSORS)])
+            tensor = self.random.choice(TENSORS)
+            if not self.pair.worker_path.quick_send(tensor):
+                self.pair.answering.publish([tensor])
         reply.result = "done"
         return True
 

@@ -33,6 +33,7 @@ FITTING = {
     "has_stored": "seq",
     "serve": "server",
     "quick_fetch": "text",
+    "quick_send": "tensors",
     "store": "seq bytes",
     "set_layout": "layout dtype",
     "restore": "seq list",

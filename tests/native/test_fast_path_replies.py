@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from fast_path_pair import FLOATS, Pair, in_a_slot, refs, texts, words
 from hypothesis import given
@@ -160,7 +161,7 @@ def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
             (view,) = pair.worker_path.quick_fetch("$0") or [pair.answering.fetch("$0", "numpy")]
             assert view.tolist() == [number] * 8
             assert not view.flags.writeable
-            pair.answering.publish((view,))
+            assert pair.worker_path.quick_send(view) is True
             return True
 
         assert pair.serve(handle) is True
@@ -192,3 +193,39 @@ def test_tags_that_need_thought_are_left_to_the_slow_path(pair: Pair, words: str
     assert found is not None
     assert [each.tolist() for each in found] == [FLOATS.tolist()] * 3
     assert pair.worker_path.quick_fetch("") == pair.worker_path.quick_fetch("  ") == []
+
+
+@pytest.mark.parametrize("is_tuple", [False, True])
+def test_results_of_a_known_layout_are_added_in_one_call(pair: Pair, is_tuple: bool) -> None:
+    pair.pass_by_slow_path((FLOATS,))
+    result = (FLOATS + 1,) if is_tuple else FLOATS + 1
+    assert pair.worker_path.quick_send(result) is True
+    (ref,) = pair.answering.results
+    assert pair.asking.receive(ref, "numpy").tolist() == (FLOATS + 1).tolist()
+    pair.answering.withdraw()
+
+
+class Several(tuple[Any, ...]):
+    """A tuple that may do anything when it is read."""
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(None, "text", 1.5, {"a": FLOATS}, [FLOATS], Several((FLOATS,)), np.float32(1)),
+        *(FLOATS[::2], FLOATS.reshape(2, 4), FLOATS.view(np.matrix)),
+        *((FLOATS, "text"), (FLOATS, None), (FLOATS, FLOATS.reshape(2, 4))),
+    ],
+    ids=str,
+)
+def test_results_that_need_thought_are_left_to_the_slow_path_as_a_whole(pair: Pair, result: object) -> None:
+    pair.pass_by_slow_path((FLOATS,))
+    assert pair.worker_path.quick_send(result) is None
+    assert pair.answering.results == []
+
+
+def test_what_a_forked_child_returns_goes_nowhere(pair: Pair) -> None:
+    pair.pass_by_slow_path((FLOATS,))
+    pair.worker_path.is_foreign = True
+    assert pair.worker_path.quick_send(FLOATS) is None
+    assert pair.answering.results == []

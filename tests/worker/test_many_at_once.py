@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from support import WORKERS, Gate, at_rest, forks, script, wait_until, worker_of
+from support import BOUND_S, WORKERS, Gate, at_rest, forks, script, wait_until, worker_of
 
 from tr_mmap import (
     BadMessage,
@@ -28,6 +28,7 @@ from tr_mmap import (
     UnknownCommand,
     WorkerDied,
 )
+from tr_mmap.worker.concurrency import HandlerLoop
 
 TOOLS = WORKERS / "many_tools.py"
 QUICK = 10_000
@@ -331,6 +332,7 @@ def test_the_status_says_how_far_a_request_is(
         gate.wait_for_worker()
         status = Path(session.session_dir()) / "status.txt"
         wait_until(lambda: status.read_text().split("\n")[0] == "busy: 40 % epoch 3")
+        wait_until(lambda: seen or channel != "mapped")  # a later report takes the place of one that nobody has read
         gate.let_go("")
         assert future.result() == "reported"
         if channel == "mapped":
@@ -352,3 +354,23 @@ def test_progress_is_refused_without_a_request() -> None:
     with pytest.raises(SessionNotStarted, match="none now"):
         Server().progress(0.5)
     assert not Server().cancelled()
+
+
+def test_handlers_that_are_the_first_at_once_get_one_loop() -> None:
+    previous_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for _ in range(50):
+                loop = HandlerLoop(lambda _: None)
+                barrier = threading.Barrier(4)
+
+                def first(_: int, loop: HandlerLoop = loop, barrier: threading.Barrier = barrier) -> Any:
+                    barrier.wait(BOUND_S)
+                    return loop.get()
+
+                (found,) = set(threads.map(first, range(4)))
+                loop.close()
+                found.close()
+    finally:
+        sys.setswitchinterval(previous_s)

@@ -148,9 +148,6 @@ class AuthenticatedChannel(Channel):
     def arm(self) -> bool:
         return self._inner.arm()
 
-    def disarm(self) -> None:
-        self._inner.disarm()
-
     def cancel(self, order: int) -> bool:
         return self._inner.cancel(order)
 

@@ -195,10 +195,6 @@ class Channel(ABC):
         """
         raise NotImplementedError
 
-    def disarm(self) -> None:
-        """Let the worker ring the bell no more."""
-        raise NotImplementedError
-
     def cancel(self, order: int) -> bool:  # noqa: ARG002 - the request is with the worker
         """Say that nobody wants the answer to a request any more; one comes all the same.
 

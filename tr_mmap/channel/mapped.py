@@ -132,9 +132,6 @@ class MappedChannel(Channel):
     def arm(self) -> bool:
         return self._in.arm()
 
-    def disarm(self) -> None:
-        self._in.disarm()
-
     def cancel(self, order: int) -> bool:
         return self._out.cancel(order)
 

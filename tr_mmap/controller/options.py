@@ -53,6 +53,7 @@ class SessionOptions:
         channel: ``"mapped"``, ``"files"`` or ``"legacy"``.
         auth: whether each control message is signed.
         spin_us: how many microseconds both sides poll for a message, at most, before they sleep.
+        recycle_memory: whether the worker keeps freed private memory for later arrays.
         views: ``"readonly"`` or ``"copy_on_write"``; None for the default of each framework.
         replace: whether ``start`` closes another session of this process that has the name.
         start_timeout_ms: how long ``with`` waits until the worker is ready.
@@ -72,6 +73,7 @@ class SessionOptions:
     channel: ChannelName = "mapped"
     auth: bool = False
     spin_us: float = 0.0
+    recycle_memory: bool = True
     views: Views | None = None
     replace: bool = False
     start_timeout_ms: float | None = None
@@ -96,6 +98,7 @@ class SessionOptions:
         auth: bool,
         checksum: bool,
         spin_us: float,
+        recycle_memory: bool,
         views: str | None,
         replace: bool,
         start_timeout_ms: float | None,
@@ -119,7 +122,12 @@ class SessionOptions:
         _check_choice("channel", channel, CHANNEL_NAMES)
         _check_choice("at_budget", at_budget, ("fail", "block"))
         check_views(views)
-        for name, value in (("auth", auth), ("checksum", checksum), ("replace", replace)):
+        for name, value in (
+            ("auth", auth),
+            ("checksum", checksum),
+            ("replace", replace),
+            ("recycle_memory", recycle_memory),
+        ):
             check_bool(name, value)
         budget = None if budget_nbytes is None else _whole_of(budget_nbytes)
         if budget_nbytes is not None and (budget is None or budget < 0):
@@ -150,6 +158,7 @@ class SessionOptions:
             channel=channel,  # type: ignore[arg-type] # checked above
             auth=auth,
             spin_us=spin,
+            recycle_memory=recycle_memory,
             views=views,  # type: ignore[arg-type] # checked above
             replace=replace,
             start_timeout_ms=start_ms,

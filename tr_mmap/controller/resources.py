@@ -186,6 +186,7 @@ class SessionResources(ForkAware):
             worker_mark=mark,
             transfer=self.options.transfer,
             spin_us=self.options.spin_us,
+            recycle_memory=self.options.recycle_memory,
             framework="tr_mmap",
             log=self._log_path,
             created_ms=now_ms(),

@@ -45,6 +45,7 @@ class SessionKeywords(TypedDict, total=False):
     auth: bool
     checksum: bool
     spin_us: float
+    recycle_memory: bool
     views: Views | None
     replace: bool
     start_timeout_ms: float | None
@@ -82,6 +83,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         spin_us: microseconds that either side polls for a message, at most, before it sleeps; up to 1000. Saves
             wake-ups if messages come that soon and each side has a processor for itself. After a longer wait a side
             sleeps at once the next time, so an idle session costs nothing.
+        recycle_memory: the worker keeps up to 256 MiB of private memory that it has freed, so that new large arrays of
+            its handlers wait for no memory pages. False gives it back to the system at once.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
             ``"copy_on_write"`` for torch. A store into a read-only numpy array raises; a store into a read-only torch
             tensor ends the process, because torch has no such tensors. What is stored into a copy-on-write tensor

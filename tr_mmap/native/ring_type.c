@@ -120,15 +120,6 @@ static PyObject *py_arm(Ring *self, PyObject *unused) {
     return PyBool_FromLong(ring_arm(self));
 }
 
-PyDoc_STRVAR(disarm_doc, "disarm()\n--\n\nLet the peer ring the bell no more.");
-
-static PyObject *py_disarm(Ring *self, PyObject *unused) {
-    (void)unused;
-    if (!is_initialised(self)) return NULL;
-    __atomic_store_n(word_at(self, WIRE_RING_BELL_OFFSET), 0, __ATOMIC_SEQ_CST);
-    Py_RETURN_NONE;
-}
-
 PyDoc_STRVAR(cancel_doc,
              "cancel(position)\n--\n\nSay that nobody wants the answer to the message of a position.\n\n"
              "Returns:\n    Whether the peer had not begun with it, and now will not.");
@@ -341,7 +332,6 @@ static PyMethodDef ring_methods[] = {
     {"set_bell", (PyCFunction)py_set_bell, METH_O, set_bell_doc},
     {"ring_bell", (PyCFunction)py_ring_bell, METH_NOARGS, ring_bell_doc},
     {"arm", (PyCFunction)py_arm, METH_NOARGS, arm_doc},
-    {"disarm", (PyCFunction)py_disarm, METH_NOARGS, disarm_doc},
     {"cancel", (PyCFunction)py_cancel, METH_O, cancel_doc},
     {"is_cancelled", (PyCFunction)py_is_cancelled, METH_O, is_cancelled_doc},
     {"has_stored", (PyCFunction)py_has_stored, METH_O, has_stored_doc},

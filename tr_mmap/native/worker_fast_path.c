@@ -301,6 +301,23 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
 
 /* -- the reply ---------------------------------------------------------------------------------------------------- */
 
+PyDoc_STRVAR(quick_send_doc,
+             "quick_send(result, /)\n--\n\nAdd an array, or a tuple of arrays, to the response to the request at hand.\n\n"
+             "Returns:\n"
+             "    True; None if the slow path is needed, and then nothing was added: each array must be a whole loan, or\n"
+             "    of the layout of one before.");
+
+static PyObject *py_quick_send(WorkerFastPath *self, PyObject *result) {
+    if (!is_initialised(self)) return NULL;
+    if (self->is_foreign || !(PyArray_CheckExact(result) || PyTuple_CheckExact(result))) Py_RETURN_NONE;
+    touch(self);
+    PyObject *arrays = PyTuple_CheckExact(result) ? Py_NewRef(result) : PyTuple_Pack(1, result);
+    int code = arrays == NULL ? -1 : quick_publish_all(self->base.pool, arrays, self->base.held);
+    Py_XDECREF(arrays);
+    if (code < 0) return NULL;
+    return Py_NewRef(code > 0 ? Py_True : Py_None);
+}
+
 static int drop_argument_tags(WorkerFastPath *self) {
     for (Py_ssize_t count; (count = PyList_GET_SIZE(self->argument_tags)) > 0;) {
         PyObject *tag = Py_NewRef(PyList_GET_ITEM(self->argument_tags, count - 1));
@@ -401,6 +418,7 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *context) {
 static PyMethodDef fast_path_methods[] = {
     {"serve", (PyCFunction)py_serve, METH_O, serve_doc},
     {"quick_fetch", (PyCFunction)py_quick_fetch, METH_O, quick_fetch_doc},
+    {"quick_send", (PyCFunction)py_quick_send, METH_O, quick_send_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -42,6 +42,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         doorbells: names of the semaphores; a sweep of the session removes those that still exist.
         transfer: how both sides keep their tensors; the key in the file is "store".
         spin_us: how many microseconds either side polls for a message, at most, before it sleeps.
+        recycle_memory: whether the worker keeps freed private memory for later arrays.
         framework: the library that made the session.
         log: the file with the worker's output, if it is outside the session's directory; else "".
         created_ms: when it was made, milliseconds since 1970.
@@ -56,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     doorbells: list[str] = msgspec.field(default_factory=list)
     transfer: TransferOptions = msgspec.field(default=TransferOptions(), name="store")
     spin_us: float = 0.0
+    recycle_memory: bool = True
     framework: str = ""
     log: str = ""
     created_ms: int = msgspec.field(default_factory=_now_ms)

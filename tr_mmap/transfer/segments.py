@@ -245,7 +245,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._has_failed = False
 
     def fast_path_parts(self) -> TensorParts | None:
-        if self._has_checksum:
+        if self._has_checksum or not self.has_quick_views:
             return None
         return TensorParts((self._pool, self._reader.mapped, self._fast_held), {})
 

@@ -41,6 +41,10 @@ __all__ = ["Attachment", "attach"]
 
 # In the environment of a worker's children: the worker's pid, its session's directory, and its mark.
 _SERVED_VARIABLE: Final = "TR_MMAP_SERVED"
+# Freed memory of handlers is used again without page faults, which cost more than what numpy computes in the pages
+# (x * 1.5 of 64 MiB: 9.4 ms with faults, 4.1 ms without). Larger blocks, and what is free beyond it all, go back.
+_KEPT_BLOCK_NBYTES: Final = 128 << 20
+_KEPT_NBYTES: Final = 256 << 20
 
 
 class Attachment:
@@ -221,6 +225,8 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
     transfer = worker_transfer(manifest.channel, directory, manifest.transfer, views)
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)
+    if manifest.recycle_memory:
+        system.keep_freed_memory(_KEPT_BLOCK_NBYTES, _KEPT_NBYTES)
     return Attachment(directory, manifest, protect(channel, Role.WORKER, secret, rejections), transfer)
 
 

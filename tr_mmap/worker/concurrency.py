@@ -35,15 +35,17 @@ class HandlerLoop:
         self._is_child = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
 
     def get(self) -> asyncio.AbstractEventLoop:
         """The loop; it runs."""
-        if self._loop is None:
-            loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(loop,), name="tr_mmap-loop", daemon=True)
-            self._thread.start()
-            self._loop = loop
-        return self._loop
+        with self._starting:  # handlers in several threads may be the first to call one
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._run, args=(loop,), name="tr_mmap-loop", daemon=True)
+                self._thread.start()
+                self._loop = loop
+            return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)

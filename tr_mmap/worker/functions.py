@@ -105,13 +105,13 @@ class Server(TechRenaissanceServer):
         known = self._commands.get(command)
         if known is None:
             return False
-        convert_text = known.convert_text
         if known.is_coroutine:
             coroutine = self._main_coroutine(command, parameters)
             is_known: bool | None = self._handler_loop().run(coroutine)
             return is_known
         context = self._shared if self._concurrency is None else self._context()  # in line: each request comes here
-        if (request := context.request) is not None and request.form:
+        request, convert_text, fast_path = context.request, known.convert_text, self._fast_path
+        if request is not None and request.form:
             if request.parameters.startswith(BATCH_START):
                 self._answer_batch(known, request)
                 return None
@@ -119,14 +119,25 @@ class Server(TechRenaissanceServer):
             result = known.function(*arguments, **named)
         elif convert_text is not None and parameters:
             result = known.function(parameters if convert_text is str else convert_text(parameters))
-        elif (quick := self._quick_arguments(known, parameters)) is not None:
+        elif (
+            fast_path is not None
+            and known.tensor_counts
+            and self._has_quick_views
+            and self.framework == "numpy"
+            and (quick := fast_path.quick_fetch(parameters)) is not None
+            and len(quick) in known.tensor_counts
+        ):
             result = known.function(*quick)
         else:
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
-        if result.__class__ is str and (reply := context.reply) is not None:  # as _say(), in fewer steps
-            reply.result = result
-            return True
+        reply = context.reply
+        if reply is not None:  # as _say(), in fewer steps
+            if result.__class__ is str:
+                reply.result = result
+                return True
+            if fast_path is not None and fast_path.quick_send(result):
+                return True
         return self._say(known, result)
 
     def _answer_batch(self, known: Command, request: Request) -> None:
@@ -181,14 +192,6 @@ class Server(TechRenaissanceServer):
         reply = self._context().reply
         if reply is not None:
             reply.result, reply.form = text, FORM_NAMED
-
-    def _quick_arguments(self, known: Command, parameters: str) -> list[Any] | None:
-        """The arguments for a function that takes only tensors, by the fast path; None if that cannot give them."""
-        fast_path = self._fast_path
-        if fast_path is None or not known.tensor_counts or not self._has_quick_views or self.framework != "numpy":
-            return None
-        arguments = fast_path.quick_fetch(parameters)
-        return None if arguments is None or len(arguments) not in known.tensor_counts else arguments
 
     def _arguments(self, known: Command, parameters: str) -> tuple[list[Any], dict[str, Any]]:
         """The arguments for a command's function by position and by name."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from ..base import system
 from ..channel.interface import Channel, check_bounds
 from ..errors import BadMessage, HostilePath, RequestCancelled, SystemLimit
 from ..protocol.legacy import decode_legacy_request
@@ -349,6 +350,7 @@ class RequestService(WorkerLife):
         else:
             transfer = transfer.of_request(request)
         transfer.release_free()
+        system.return_freed_memory()  # a container counts it together with what lies in shared memory
         transfer.end(request, True)
         # The status stays that of the last request.
         channel.send(Response(request.seq, request.command, timestamp=now_ms()))

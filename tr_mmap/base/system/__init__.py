@@ -79,10 +79,12 @@ from .memory import (
     address_of,
     advise,
     keep,
+    keep_freed_memory,
     map_again,
     map_private,
     map_read,
     map_write,
+    return_freed_memory,
 )
 from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
 from .own_file import OwnFile
@@ -139,6 +141,7 @@ __all__ = [
     "SpareDescriptors",
     "OwnFile",
     "keep",
+    "keep_freed_memory",
     "map_again",
     "map_private",
     "map_read",
@@ -158,6 +161,7 @@ __all__ = [
     "remove_tree",
     "rename",
     "replacement_of",
+    "return_freed_memory",
     "set_mode",
     "set_size",
     "status",

@@ -1,8 +1,9 @@
-"""System calls on mappings: ``mmap`` and ``madvise``. Never opens a file."""
+"""Calls of the C library on memory: ``mmap``, ``madvise``, ``mallopt``. Never opens a file."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Final
 
 from ...native import map_file
 from ...native.libc import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc
@@ -17,17 +18,21 @@ __all__ = [
     "address_of",
     "advise",
     "keep",
+    "keep_freed_memory",
     "libc",
     "map_again",
     "map_private",
     "map_read",
     "map_write",
+    "return_freed_memory",
 ]
 
 MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, drop our stores and show the file again
 MADV_REMOVE = 9  # give the pages back to the file system now
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h of glibc
+_M_MMAP_THRESHOLD: Final = -3
 
 
 def map_read(fd: int, nbytes: int, offset: int = 0) -> memoryview:
@@ -78,6 +83,29 @@ def advise(mapping: memoryview, advice: int) -> bool:
 def keep(mapping: memoryview, thing: object) -> None:
     """Keep an object alive for as long as a mapping lives."""
     mapping.obj.kept = thing  # type: ignore[attr-defined]
+
+
+def keep_freed_memory(block_nbytes: int, total_nbytes: int) -> bool:
+    """Let ``malloc`` keep freed memory of this process for later allocations, whose pages then exist already.
+
+    Args:
+        block_nbytes: larger blocks go back to the system as soon as they are freed.
+        total_nbytes: free memory beyond this at the heap's end goes back to the system.
+
+    Returns:
+        Whether that was done; False where the C library is not glibc.
+    """
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, block_nbytes) and mallopt(_M_TRIM_THRESHOLD, total_nbytes))
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what ``malloc`` keeps, as far as it can."""
+    trim = getattr(libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _map(fd: int, nbytes: int, offset: int, *, is_writable: bool, is_private: bool) -> memoryview:

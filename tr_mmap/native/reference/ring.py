@@ -270,10 +270,6 @@ class Ring:
         _fence()
         return self._is_next_there()
 
-    def disarm(self) -> None:
-        """Let the peer ring the bell no more."""
-        self._words[_BELL_WORD] = 0
-
     def cancel(self, position: int) -> bool:
         """Say that nobody wants the answer to the message of a position.
 
