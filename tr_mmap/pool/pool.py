@@ -46,8 +46,8 @@ class SessionPool(PoolLifecycle):
     ``with`` block. A worker that dies or hangs is replaced; what it had begun is tried again ``retries`` times. What it
     had not begun goes to another worker, and this does not count as an attempt.
 
-    A tensor must not be changed before its request is done: it is copied when a worker gets it, and again for another
-    attempt.
+    A tensor must not be changed before its request is done: it may be copied only when a worker gets it, and again for
+    another attempt.
 
     Args:
         script: a Python script that runs a server, or ``"default"`` for the worker that ships with the package.

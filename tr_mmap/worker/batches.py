@@ -77,9 +77,10 @@ def answer(
     if type(count) is not int or not isinstance(columns, list) or not isinstance(texts, str | list):
         raise BadMessage("this batch of requests cannot be read", detail=BATCH)
     context, results = server._context(), _Results(server, count)
-    whole, transfer = context.reply, context.transfer
+    whole, transfer, fast_path = context.reply, context.transfer, server._fast_path
     is_plain = isinstance(texts, str) and not texts and len(columns) in known.tensor_counts
     try:
+        server._fast_path = None  # which would send at once what an item's function gives to send_tensors()
         for number in range(count):
             reply = context.reply = Reply()
             recorder = context.transfer = _Recorder(transfer)  # type: ignore[assignment] # has all that it has
@@ -102,6 +103,8 @@ def answer(
                     results.add_failure(failure)
     finally:
         context.reply, context.transfer = whole, transfer
+        if not server.is_foreign:
+            server._fast_path = fast_path
     results.send()
 
 
