@@ -39,6 +39,17 @@ def test_a_dict_beside_words_is_refused() -> None:
         message_of("fit", ({"x": 1}, "word"))
 
 
+def test_paths_by_name_are_texts() -> None:
+    path = Path("/a b")
+    assert message_of("load", ({"path": path, "size": 3},)) == ("load", ({"path": "/a b", "size": 3},))
+
+
+def test_a_path_with_blanks_is_the_last_word_or_is_refused_with_words_that_help() -> None:
+    assert message_of("load", (3, Path("/a b"))) == ("load 3 /a b", ())
+    with pytest.raises(BadMessage, match="would be 2 words: give it as the last argument, or give all by name"):
+        message_of("load", (Path("/a b"), 3))
+
+
 def test_numpy_scalars_are_tensors() -> None:
     message, tensors = message_of("scale", (np.float64(2.0),))
     assert (message, len(tensors)) == ("scale", 1)

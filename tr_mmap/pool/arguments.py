@@ -23,7 +23,8 @@ def message_of(command: Any, arguments: tuple[Any, ...]) -> tuple[UserMessage, t
         arguments: texts, numbers and paths, which become further words; tensors; or one dict of arguments by name.
 
     Raises:
-        BadMessage: the command is none, or a dict is not the only argument.
+        BadMessage: the command is none, or a dict is not the only argument; or a path that is not the last word has
+            blanks.
     """
     if not isinstance(command, str):
         if isinstance(command, Mapping) and not any(_is_word(each) for each in arguments):
@@ -38,10 +39,19 @@ def message_of(command: Any, arguments: tuple[Any, ...]) -> tuple[UserMessage, t
         return command, arguments
     words = [each for each in arguments if _is_word(each)]
     if not words:
+        if len(arguments) == 1 and isinstance(arguments[0], dict):
+            return command, (_with_texts(arguments[0]),)
         return command, arguments
     tensors = tuple(each for each in arguments if not _is_word(each))
     if any(isinstance(each, Mapping) for each in tensors):
         raise BadMessage("a dict of arguments by name is the only argument; put the words into it", detail="arguments")
+    for each in words[:-1]:
+        if hasattr(each, "__fspath__") and len(path := _text_of(each).split()) != 1:
+            raise BadMessage(
+                f"the path {' '.join(path)!r:.80} would be {len(path)} words: give it as the last argument, or give all by "
+                'name, in a dict: {"path": path, …}',
+                detail="arguments",
+            )
     text = " ".join(map(_text_of, words))
     if text == text.strip() or " " in command:
         return f"{command} {text}", tensors
@@ -53,6 +63,13 @@ def _is_word(value: Any) -> bool:
     if kind in _PLAIN or kind is bool:
         return True
     return hasattr(value, "__fspath__") or (isinstance(value, _PLAIN) and not hasattr(value, "dtype"))
+
+
+def _with_texts(named: dict[Any, Any]) -> dict[Any, Any]:
+    """Arguments by name, with texts in place of paths."""
+    if not any(hasattr(each, "__fspath__") for each in named.values()):
+        return named
+    return {name: _text_of(each) if hasattr(each, "__fspath__") else each for name, each in named.items()}
 
 
 def _text_of(value: Any) -> str:
