@@ -46,7 +46,7 @@ def test_paths_by_name_are_texts() -> None:
 
 def test_a_path_with_blanks_is_the_last_word_or_is_refused_with_words_that_help() -> None:
     assert message_of("load", (3, Path("/a b"))) == ("load 3 /a b", ())
-    with pytest.raises(BadMessage, match="would be 2 words: give it as the last argument, or give all by name"):
+    with pytest.raises(BadMessage, match="would be 2 words: give it as the last argument, or all by name"):
         message_of("load", (Path("/a b"), 3))
 
 

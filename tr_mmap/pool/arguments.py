@@ -48,8 +48,8 @@ def message_of(command: Any, arguments: tuple[Any, ...]) -> tuple[UserMessage, t
     for each in words[:-1]:
         if hasattr(each, "__fspath__") and len(path := _text_of(each).split()) != 1:
             raise BadMessage(
-                f"the path {' '.join(path)!r:.80} would be {len(path)} words: give it as the last argument, or give all by "
-                'name, in a dict: {"path": path, …}',
+                f"the path {' '.join(path)!r:.80} would be {len(path)} words: give it as the last argument, or all "
+                'by name, in a dict: {"path": path, …}',
                 detail="arguments",
             )
     text = " ".join(map(_text_of, words))
