@@ -48,14 +48,28 @@ def test_workers_that_die_before_their_first_answer_count_as_ones_that_cannot_st
     assert way.stats().started <= 4  # not again and again for ever
 
 
-def test_an_idle_pool_whose_workers_die_at_once_does_not_start_them_for_ever(
-    open_blocking: Callable[..., Way], tmp_path: Path
-) -> None:
-    way = open_blocking(1, script=script(tmp_path, USELESS))
-    wait_until(lambda: not way.stats().workers and way.stats().died >= 3)
-    with pytest.raises(WorkerDied):
-        way.call("wait_until_ready")
-    assert way.stats().died == way.stats().started == 3
+def test_idle_workers_that_are_killed_again_and_again_are_replaced(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1)
+    for kills in range(1, 5):
+        wait_until(lambda: [each.state for each in way.stats().workers] == ["ready"])
+        os.kill(way.stats().workers[0].pid or 0, signal.SIGKILL)
+        wait_until(lambda: way.stats().died == kills)  # noqa: B023
+    assert way.ask("say x") == "x"
+
+
+def test_requests_that_kill_fresh_workers_fail_no_other_request(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1)
+    bad = [way.submit("kill_me") for _ in range(3)]
+    good = [way.submit("say", number) for number in range(5)]
+    assert [getattr(way.outcome(each), "attempts", None) for each in bad] == [1, 1, 1]
+    assert [way.result(each) for each in good] == [str(number) for number in range(5)]
+
+
+def test_a_request_that_kills_fresh_workers_is_tried_as_often_as_allowed(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1, retries=3)
+    bad, good = way.submit("kill_me"), way.submit("say x")
+    assert way.outcome(bad).attempts == 4
+    assert way.result(good) == "x"
 
 
 def test_any_error_of_a_start_is_that_of_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:

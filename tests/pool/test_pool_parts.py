@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tr_mmap.pool.arguments import message_of
 from tr_mmap.pool.batches import ITEM_NBYTES, kind_of
 from tr_mmap.pool.chunks import Chunk
 from tr_mmap.pool.mapping import Feed
+from tr_mmap.pool.pace import Pace
 from tr_mmap.pool.places import Places
 
 
@@ -149,6 +151,43 @@ def test_a_bar_without_tqdm_says_what_to_install(monkeypatch: pytest.MonkeyPatch
         progress.progress_of(True, 5)
     assert caught.value.package == "tqdm"
     assert progress.progress_of(False, 5) == (None, None)
+
+
+def paused(pace: Pace, was_ready: bool, has_others: bool, count: int) -> tuple[list[float], list[bool]]:
+    """The pauses after so many starts that have failed, and whether requests were told."""
+    pauses, told = [], []
+    for _ in range(count):
+        told.append(pace.note_failed(100.0, was_ready, has_others))
+        pauses.append(max(0.0, pace.next_start_s - 100.0))
+    return pauses, told
+
+
+def test_the_pauses_between_starts_that_fail_grow_up_to_a_limit() -> None:
+    pauses, told = paused(Pace(), was_ready=False, has_others=False, count=20)
+    assert pauses == sorted(pauses)
+    assert (round(pauses[0], 6), pauses[-1]) == (0.05, 30.0)
+    assert told == [False, False] + [True] * 18
+    pauses, _ = paused(Pace(), was_ready=True, has_others=False, count=20)
+    assert (pauses[0], pauses[-1]) == (0.0, 2.0)  # it may have been killed
+
+
+def test_a_pool_with_a_worker_that_serves_goes_on_to_start_others() -> None:
+    pace = Pace()
+    _, told = paused(pace, was_ready=False, has_others=True, count=20)
+    assert not any(told)
+    assert not pace.may_start(129.0, has_work=False)
+    assert pace.when_next(129.0, has_work=False) == 130.0
+    assert pace.may_start(130.0, has_work=False)
+
+
+def test_a_pool_that_can_start_none_waits_for_a_request() -> None:
+    pace = Pace()
+    paused(pace, was_ready=False, has_others=False, count=3)
+    assert not pace.may_start(1000.0, has_work=False)
+    assert pace.when_next(100.0, has_work=False) == math.inf
+    assert pace.may_start(1000.0, has_work=True)
+    pace.note_useful()
+    assert pace.may_start(0.0, has_work=False)
 
 
 def test_a_request_goes_where_its_argument_lies(pool: SessionPool) -> None:

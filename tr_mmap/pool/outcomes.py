@@ -84,9 +84,7 @@ class Outcomes:
 
     def _count(self, worker: Worker, task: Task) -> None:
         """A worker has answered a task."""
-        if not worker.done:
-            self.staff.note_useful()
-        worker.done += task.count
+        self.staff.note_answer(worker, task.count)
         self.answered += task.count
 
     def _learn(self, counts: dict[Worker, int]) -> None:

@@ -25,15 +25,13 @@ from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import EXIT_TIMEOUT_MS, TERMINATE_GRACE_S
 from .broadcasts import Broadcasts
 from .jobs import Jobs
+from .pace import STEADY_S, Pace
 from .worker import State, Worker
 
 __all__ = ["Staff"]
 
 _log = logging.getLogger("tr_mmap")
 
-_MOST_FAILED: Final = 3  # starts in a row, until requests are told that there is no worker
-_FIRST_PAUSE_S: Final = 0.05  # after a start that has failed; each one doubles it
-_LONGEST_PAUSE_S: Final = 30.0
 _ASK_FILES_MS: Final = 2000.0
 _RELOAD_S: Final = 0.25  # how often to look whether the script has changed
 
@@ -101,9 +99,8 @@ class Staff:
         self._is_closing = False
         self._generation = 0
         self._failed_generation = -1
-        self._failed_starts = 0
+        self._pace = Pace()
         self._last_error: Exception | None = None  # why none can be started, until one can
-        self._next_start_s = 0.0
         self._next_adjust_s = 0.0
         self._is_reloading = is_reloading and script != DEFAULT_WORKER
         self._signature = _signature_of(script) if self._is_reloading else None
@@ -185,6 +182,7 @@ class Staff:
             self._do(self._starter, partial(self._bring_rest, worker))
             return
         self._last_error = None
+        self._pace.note_ready()
         self.is_changed = True
         self._tell()
 
@@ -208,28 +206,28 @@ class Staff:
             self._note_failed_start(worker)
         elif state is State.READY:
             self.died += 1
-            if not worker.done:  # as useless as one that cannot start
+            if worker.has_served or time.monotonic() - worker.ready_s >= STEADY_S:
+                self._pace.note_useful()  # another one starts at once
+            else:
                 self._note_failed_start(worker)
         self._do(self._janitor, worker.session.close)
 
     def _note_failed_start(self, worker: Worker) -> None:
-        if self._failed_starts or not worker.was_ready:  # else it may have been killed: another one starts at once
-            pause_s = _FIRST_PAUSE_S * 2 ** min(self._failed_starts, 10)
-            self._next_start_s = time.monotonic() + min(pause_s, _LONGEST_PAUSE_S)
-        self._failed_starts += 1
-        what = "it had answered a request" if worker.was_ready else "it was ready"
-        error = worker.death or WorkerDied(f"a worker ended before {what}", exit_code=None, log_tail="")
+        error = worker.start_error()
         has_others = any(each.state is State.READY for each in self.workers)
+        is_hopeless = self._pace.note_failed(time.monotonic(), worker.was_ready, has_others)
         if has_others and worker.generation > 0:
             self._failed_generation = worker.generation
             _log.warning("a worker with the changed script could not be started; those that run go on: %s", error)
-        elif not has_others and self._failed_starts >= _MOST_FAILED:
+        elif is_hopeless:
             self.error = self._last_error = error
             self._tell()
 
-    def note_useful(self) -> None:
-        """A worker has answered its first request: workers can be started."""
-        self._failed_starts, self._next_start_s = 0, 0.0
+    def note_answer(self, worker: Worker, count: int) -> None:
+        """A worker has answered so many requests."""
+        if not worker.done:
+            self._pace.note_useful()
+        worker.done += count
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
         """End a worker's process by force. Another one takes its place at once."""
@@ -269,7 +267,7 @@ class Staff:
     def resize(self, size: int) -> None:
         """Have another number of workers."""
         self.size = size
-        self._next_start_s = 0.0
+        self._pace.next_start_s = 0.0
         self.is_changed = True
 
     def next_look_s(self) -> float:
@@ -299,7 +297,7 @@ class Staff:
         missing = self.size - len(starting) - len(ready)
         if old and missing <= 0 and not starting and self._failed_generation != self._generation:
             missing = 1  # a new one first; when it is ready, an old one goes
-        if missing > 0 and now_s >= self._next_start_s and (has_work or self._failed_starts < _MOST_FAILED):
+        if missing > 0 and self._pace.may_start(now_s, has_work):
             for _ in range(missing):
                 self._hire(now_s)
         ready.sort(key=lambda each: (each.generation == self._generation, len(each.in_flight)))
@@ -347,18 +345,17 @@ class Staff:
         if signature is not None and signature != self._signature:
             self._signature = signature
             self._generation += 1
-            self._failed_starts, self._next_start_s = 0, 0.0
+            self._pace.note_useful()  # of the former script, the failures count no more
             _log.info("the script %s has changed: its workers are replaced", self._script)
 
     def _when_next(self, now_s: float, has_work: bool) -> float:
         at_s = self._next_signature_s if self._is_reloading and not self._is_closing else math.inf
+        at_s = min(at_s, self._pace.when_next(now_s, has_work))
         for worker in self.workers:
             if worker.state is State.STARTING:
                 at_s = min(at_s, worker.start_deadline_s)
             elif worker.state is State.RETIRING:
                 at_s = min(at_s, worker.retire_by_s)
-        if self._next_start_s > now_s and (has_work or self._failed_starts < _MOST_FAILED):
-            at_s = min(at_s, self._next_start_s)
         return at_s
 
     # -- for other threads --------------------------------------------------------------------------------------------

@@ -69,6 +69,8 @@ class Attempt:
         self._is_settled = True
         if isinstance(outcome, WorkerDied):
             self.was_begun = self.worker.has_begun(self)
+        if self.was_begun:
+            self.worker.has_served = True
         self._hub.settled(self, outcome)
 
     def is_running(self) -> bool:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import enum
 import math
 import signal
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from ..controller.futures import Futures
 from ..controller.session import PythonSession
+from ..errors import WorkerDied
 from ..native import copy
 from ..processes.identity import send_signal
 from ..tsr.dtypes import DType
@@ -73,6 +75,8 @@ class Worker:
         retire_by_s: when it is killed if it has not ended by itself.
         is_asked_to_exit: it was, or it is killed.
         was_ready: it has been ready once.
+        ready_s: since when, by the monotonic clock.
+        has_served: it has begun a request.
     """
 
     def __init__(self, session: PythonSession[Any], generation: int, most: float, start_deadline_s: float) -> None:
@@ -91,7 +95,8 @@ class Worker:
         self.mark_s = 0.0
         self.retire_by_s = math.inf
         self.is_asked_to_exit = False
-        self.was_ready = False
+        self.was_ready = self.has_served = False
+        self.ready_s = 0.0
         self._futures: Futures | None = None
         self._handle: WorkerHandle | None = None
 
@@ -102,8 +107,9 @@ class Worker:
         """Move on to another state."""
         if state not in _NEXT[self.state]:
             raise AssertionError(f"a worker that is {self.state} does not become {state}")
+        if state is State.READY:
+            self.was_ready, self.ready_s = True, time.monotonic()
         self.state = state
-        self.was_ready |= state is State.READY
 
     def note_started(self) -> None:
         """Its session was started."""
@@ -140,6 +146,11 @@ class Worker:
         loan: np.ndarray[Any, Any] = transfer.empty(source.shape, dtype.name, "numpy") if quick is None else quick
         copy(loan.reshape(-1).view(np.uint8), 0, source, True)  # no view may be left when it is sent
         return loan
+
+    def start_error(self) -> Exception:
+        """Why it counts as a start that has failed."""
+        what = "it had begun a request" if self.was_ready else "it was ready"
+        return self.death or WorkerDied(f"a worker ended before {what}", exit_code=None, log_tail="")
 
     @property
     def is_started(self) -> bool:
