@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_ways import Way
-from support import Gate, wait_until
+from interrupts import interrupted_at
+from pool_ways import POOL_TOOLS, Way
+from support import BOUND_S, Gate, wait_until
 
 from tr_mmap import (
     BadMessage,
@@ -18,7 +20,9 @@ from tr_mmap import (
     RemoteError,
     UnknownCommand,
     UnsupportedTensor,
+    aio,
 )
+from tr_mmap.aio.pool import _Calls
 
 
 def test_each_request_has_its_own_result(shared: Way) -> None:
@@ -238,3 +242,34 @@ def test_stats_count_what_was_done(open_pool: Callable[..., Way]) -> None:
     )
     assert [each.state for each in stats.workers] == ["ready"]
     assert stats.workers[0].pid == int(way.ask("pid"))
+
+
+def test_a_function_that_fails_in_the_loop_takes_no_result_from_others() -> None:
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        failed: list[Any] = []
+        loop.set_exception_handler(lambda _, context: failed.append(context["exception"]))
+        async with aio.SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
+            calls = pool._calls_of_loop()
+            calls.post(lambda: 1 / 0)  # type: ignore[arg-type,return-value] # as an on_progress may be
+            found = [pool.submit("say", number) for number in range(3)]
+            wait_until(lambda: all(each._future.done() for each in found))  # the loop is busy meanwhile
+            return [*await asyncio.wait_for(asyncio.gather(*found), BOUND_S), *map(type, failed)]
+
+    assert asyncio.run(main()) == ["0", "1", "2", ZeroDivisionError]
+
+
+def test_no_step_at_which_a_handler_raises_keeps_the_loop_from_later_results() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        step, is_interrupted = 1, True
+        while is_interrupted:
+            calls = _Calls(loop)
+            is_interrupted = interrupted_at(step, lambda: calls.post(list))  # noqa: B023
+            done = asyncio.Event()
+            calls.post(done.set)
+            await asyncio.wait_for(done.wait(), BOUND_S)
+            step += 1
+        assert step > 3
+
+    asyncio.run(main())

@@ -42,22 +42,47 @@ class _Calls:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._done: deque[Callable[[], None]] = deque()
-        self._is_called = False
+        self._look = _Look()  # the next one
 
     def post(self, action: Callable[[], None]) -> None:
-        """The dispatcher: have the loop call a function soon."""
+        """The dispatcher, mostly: have the loop call a function soon."""
         self._done.append(action)
-        if not self._is_called:
-            self._is_called = True
-            try:
-                self.loop.call_soon_threadsafe(self._take)
-            except RuntimeError:
-                pass  # the loop is closed: nobody awaits this any more
+        look = self._look
+        if look.is_due:
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._take)
+        except RuntimeError:
+            pass  # the loop is closed: nobody awaits this any more
+        look.is_due = True  # last: after an exception, the next one calls the loop once more
 
     def _take(self) -> None:
-        self._is_called = False  # before the look: what is appended from here on calls again
-        while self._done:
-            self._done.popleft()()
+        self._look = _Look()  # before the look: what is appended from here on calls again
+        try:
+            while self._done:
+                action = self._done.popleft()
+                try:
+                    action()
+                except Exception as error:  # of one caller's function: the others have their results
+                    self.loop.call_exception_handler(
+                        {"message": "a function that a pool has called in the loop has failed", "exception": error}
+                    )
+        finally:
+            if self._done:  # SystemExit, or an interrupt
+                self.loop.call_soon(self._take)
+
+
+class _Look:
+    """One look of a loop at what the dispatcher has for it.
+
+    Attributes:
+        is_due: the loop was told.
+    """
+
+    __slots__ = ("is_due",)
+
+    def __init__(self) -> None:
+        self.is_due = False
 
 
 class _Call(asyncio.Future[Any]):

@@ -42,6 +42,19 @@ _LOOK_S: Final = 0.5  # how often to look while something is in flight: a ring m
 _FEW_S: Final = 0.01  # the shortest time between two looks for handlers that run for too long
 
 
+class _Sleep:
+    """One sleep of the dispatcher, so that whoever has ended it cannot take a later one for ended, however late.
+
+    Attributes:
+        is_on: it may have to be ended.
+    """
+
+    __slots__ = ("is_on",)
+
+    def __init__(self) -> None:
+        self.is_on = False
+
+
 class Dispatcher(Outcomes):
     """The requests of one pool.
 
@@ -64,7 +77,7 @@ class Dispatcher(Outcomes):
         self._thread: Background | None = None
         self._starting = threading.Lock()  # held for the start of the thread
         self._ident = 0
-        self._is_asleep = False
+        self._sleep_now = _Sleep()
         self._is_full = False  # all workers have as many requests as they may: only an answer changes that
         self._next_look_s = math.inf
         self.pid = os.getpid()
@@ -85,8 +98,10 @@ class Dispatcher(Outcomes):
             RuntimeError: the pool has just been shut down.
         """
         self.queue.append(task)
-        if self._is_asleep and not self._is_full:
+        sleep = self._sleep_now
+        if sleep.is_on and not self._is_full:
             self.wake()
+            sleep.is_on = False  # last: after an exception, the next one wakes it once more
         if self._is_closed:  # the last look may have been before this request was in the queue
             with suppress(ValueError):  # it was not
                 self.queue.remove(task)
@@ -100,7 +115,6 @@ class Dispatcher(Outcomes):
     def wake(self) -> None:
         """Let the thread look."""
         thread = self._thread
-        self._is_asleep = False
         if thread is not None:
             thread.wake()
 
@@ -167,14 +181,15 @@ class Dispatcher(Outcomes):
         self._next_look_s = min(self._when_to_look(), self.staff.next_look_s())
         has_room = self._has_room()
         self._is_full = not has_room and any(each.state is State.READY for each in workers)
-        self._is_asleep = True
+        self._sleep_now = sleep = _Sleep()
+        sleep.is_on = True
         if self._commands or self.outcomes or self.staff.is_changed or (self.queue and has_room):
-            self._is_asleep = False
+            sleep.is_on = False
             return
         left_s = max(0.0, self._next_look_s - time.monotonic())
         fds = {each.fd: each for each in workers if each.fd is not None}
         found = thread.sleep(None if left_s == math.inf else left_s, *fds)
-        self._is_asleep = False
+        sleep.is_on = False
         for fd in found:
             self._process(fds[fd])
 
