@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interrupts import interrupted_at
+from interrupts import PACKAGE, interrupted_at
 from pool_ways import POOL_TOOLS, Way
 from support import BOUND_S, Gate, wait_until
 
@@ -265,7 +265,7 @@ def test_no_step_at_which_a_handler_raises_keeps_the_loop_from_later_results() -
         step, is_interrupted = 1, True
         while is_interrupted:
             calls = _Calls(loop)
-            is_interrupted = interrupted_at(step, lambda: calls.post(list))  # noqa: B023
+            is_interrupted = interrupted_at(step, lambda: calls.post(list), (PACKAGE, asyncio.__file__[:-11]))  # noqa: B023
             done = asyncio.Event()
             calls.post(done.set)
             await asyncio.wait_for(done.wait(), BOUND_S)
