@@ -275,3 +275,17 @@ def test_a_script_that_is_not_there_and_an_unknown_option_are_refused_at_once(tm
         SessionPool(TOOLS, **unknown)
     with pytest.raises(BadMessage, match="needs an iterable"):
         SessionPool(TOOLS).map("say")
+
+
+def test_a_future_that_the_program_gives_a_result_is_dropped_and_the_others_go_on(gate: Gate) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True, max_in_flight=1) as own:
+        running = own.submit(gate.message)
+        gate.wait_for_worker()
+        given, failed, later = (own.submit("say", number) for number in range(3))
+        given.set_result("mine")
+        failed.set_exception(KeyError("mine"))
+        gate.let_go("through")
+        assert (running.result(BOUND_S), given.result(), later.result(BOUND_S)) == ("through", "mine", "2")
+        with pytest.raises(KeyError):
+            failed.result()
+        assert own.stats().done == 2

@@ -248,3 +248,39 @@ def test_a_broadcast_tensor_is_copied_once_for_all_workers_and_those_that_come()
         wait_until(lambda: not pids & {each.pid for each in pool.stats().workers})
         assert pool.wait_until_ready(FOREVER_MS)
         assert {float(pool.submit("apply weights", x).result()[-1]) for _ in range(8)} == {6.0}
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda pool: pool.calculate("say x"),
+        lambda pool: list(pool.map("say", "xyz")),
+        lambda pool: list(pool.map("say", "xyz", ordered=False)),
+    ],
+)
+def test_a_callback_that_would_wait_for_itself_is_told(pool: SessionPool, gate: Gate, wait: Callable[..., Any]) -> None:
+    told: list[BaseException] = []
+
+    def call(_: object) -> None:
+        try:
+            wait(pool)
+        except RuntimeError as error:
+            told.append(error)
+
+    future = pool.submit(gate.message)
+    future.add_done_callback(call)
+    gate.let_go("through")
+    assert pool.submit("say later").result(BOUND_S) == "later"
+    wait_until(lambda: bool(told))
+    assert "would wait for itself" in str(told[0])
+
+
+def test_a_callback_may_end_the_pool_as_after_an_error(gate: Gate) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
+        assert pool.wait_until_ready(FOREVER_MS)
+        left = threading.Event()
+        future = pool.submit(gate.message)
+        future.add_done_callback(lambda _: (pool.__exit__(ValueError, ValueError(), None), left.set()))
+        gate.let_go("through")
+        assert left.wait(BOUND_S)
+    assert pool._dispatcher.has_ended.is_set()

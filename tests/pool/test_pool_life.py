@@ -215,6 +215,46 @@ def test_a_forked_child_ends_although_its_parents_pool_is_open(workspace: Path) 
     assert ended.stdout == "0 x\n"
 
 
+def in_child(action: Callable[[], object]) -> int:
+    """What a forked child exits with: 0 if the action has ended in it, -14 if it never does."""
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        try:
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@forks
+def test_a_forked_child_leaves_the_with_block_of_its_parents_pool_by_an_error(pool: SessionPool) -> None:
+    assert in_child(lambda: pool.__exit__(SystemExit, SystemExit(), None)) == 0
+    assert in_child(pool.kill_workers) == 0
+    assert pool.calculate("say x") == "x"
+
+
+@forks
+def test_a_forked_child_is_not_kept_waiting_for_results_of_its_parent(
+    pool: SessionPool, gate: Gate, tmp_path: Path
+) -> None:
+    second = Gate(tmp_path)
+    waiting = pool.submit(gate.message)
+    results = pool.map("gate", [second.path])
+
+    def wait() -> None:
+        for each in (waiting.result, results.__next__):
+            with pytest.raises(SessionNotStarted, match="parent"):
+                each()
+        results.close()
+
+    assert in_child(wait) == 0
+    for each in (gate, second):
+        each.let_go("through")
+    assert (waiting.result(), list(results)) == ("through", ["through"])
+
+
 def test_a_slow_iterable_holds_up_no_result_and_no_other_request() -> None:
     with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
         reached, go_on = threading.Event(), threading.Event()

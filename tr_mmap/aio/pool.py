@@ -289,7 +289,7 @@ class AsyncMapResults(AsyncIterator[Any]):
         source: gives the items; None if the feed has them.
         is_ordered: whether the results come in the order of the items.
         deadline_s: when the last result has to be there, by the monotonic clock.
-        make_feed, submit, most, on_result, on_end: as :class:`tr_mmap.pool.mapping.MapResults`.
+        make_feed, submit, check_wait, most, on_result, on_end: as :class:`tr_mmap.pool.mapping.MapResults`.
     """
 
     def __init__(
@@ -300,6 +300,7 @@ class AsyncMapResults(AsyncIterator[Any]):
         deadline_s: float,
         make_feed: Callable[[Callable[[Chunk], None], Iterator[tuple[Any, ...]] | None], Feed],
         submit: Callable[[Any], None],
+        check_wait: Callable[[], None],
         most: int,
         on_result: Callable[[int], object] | None,
         on_end: Callable[[], object] | None,
@@ -311,6 +312,7 @@ class AsyncMapResults(AsyncIterator[Any]):
         self._is_ordered = is_ordered
         self._deadline_s = deadline_s
         self._submit = submit
+        self._check_wait = check_wait
         self._most = most
         self._on_result = on_result
         self._on_end = on_end
@@ -349,6 +351,7 @@ class AsyncMapResults(AsyncIterator[Any]):
         while not self._is_there():
             self._news.clear()
             if not self._is_there():
+                self._check_wait()
                 left_s = self._deadline_s - time.monotonic()
                 try:
                     await asyncio.wait_for(self._news.wait(), None if left_s == math.inf else max(0.0, left_s))

@@ -26,6 +26,7 @@ from typing import Final
 from ..base.background import Background
 from ..controller.results import Result
 from ..errors import OutOfSpace, SessionNotStarted, WorkerDied
+from ..wire.words import OF_PARENT
 from .outcomes import Outcomes
 from .staff import Staff
 from .stats import SessionPoolStats
@@ -120,6 +121,21 @@ class Dispatcher(Outcomes):
 
     def is_current_thread(self) -> bool:
         return self._ident == threading.get_ident()
+
+    def check_wait(self) -> None:
+        """Refuse to wait for a result where it would never come.
+
+        Raises:
+            RuntimeError: this is a callback, in the pool's own thread, which would wait for itself.
+            SessionNotStarted: this process is a forked child, which no worker answers.
+        """
+        if os.getpid() != self.pid:
+            raise SessionNotStarted(f"the pool{OF_PARENT}")
+        if self.is_current_thread():
+            raise RuntimeError(
+                f"a callback in the pool's own thread {self._ident} cannot wait for a result: it would wait for "
+                "itself; add a callback to that future, or wait in a thread of the program"
+            )
 
     def settled(self, attempt: Attempt, outcome: Result | Exception) -> None:
         self.outcomes.append((attempt, outcome))

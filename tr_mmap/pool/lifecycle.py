@@ -159,6 +159,8 @@ class PoolLifecycle(Executor):
             self.shutdown()
             return
         self._shut(cancel_futures=True, grace_s=_GRACE_AFTER_ERROR_S)
+        if self._is_foreign() or self._dispatcher.is_current_thread():  # to wait is not possible there
+            return
         if not self._dispatcher.has_ended.wait(_GRACE_AFTER_ERROR_S):
             self._dispatcher.end_workers(0.0)
             self._dispatcher.has_ended.wait()
@@ -168,8 +170,13 @@ class PoolLifecycle(Executor):
 
         Raises:
             WorkerDied: the workers cannot be started; or another error, which says why.
+            RuntimeError: this is a callback, in the pool's own thread, which starts them.
         """
-        return self._open().staff.wait_until_ready(seconds_of(timeout_ms))
+        dispatcher = self._open()
+        if dispatcher.staff.wait_until_ready(0.0):
+            return True
+        dispatcher.check_wait()
+        return dispatcher.staff.wait_until_ready(seconds_of(timeout_ms))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more requests, and end the workers when all requests are done.

@@ -162,6 +162,7 @@ class _Inbox:
 MapParts: TypeAlias = tuple[
     Callable[..., Feed],
     Callable[[Task], None],
+    Callable[[], None],
     int,
     Callable[[int], object] | None,
     Callable[[], object] | None,
@@ -174,6 +175,7 @@ class MapResults(Iterator[Any]):
     Args:
         make_feed: of what a chunk calls when it is done: makes the chunks.
         submit: takes a task.
+        check_wait: raises where a wait for a result would never end.
         most: requests whose results were not taken.
         on_result: called with how many results were taken since the last call; None for nobody.
         on_end: called when there are no more.
@@ -185,6 +187,7 @@ class MapResults(Iterator[Any]):
         self,
         make_feed: Callable[[Callable[[Chunk], None]], Feed],
         submit: Callable[[Task], None],
+        check_wait: Callable[[], None],
         most: int,
         on_result: Callable[[int], object] | None,
         on_end: Callable[[], object] | None,
@@ -195,6 +198,7 @@ class MapResults(Iterator[Any]):
         self._inbox = _Inbox(is_ordered)
         self._values: deque[Any] = deque()
         self._submit = submit
+        self._check_wait = check_wait
         self._most = most
         self._is_ordered = is_ordered
         self._deadline_s = deadline_s
@@ -259,6 +263,7 @@ class MapResults(Iterator[Any]):
                 return self._chunks[0] if self._is_ordered else inbox.finished.popleft()
             if is_late:
                 raise TimeoutError("the results of map() were not there in time")
+            self._check_wait()
             left_s = self._deadline_s - time.monotonic()
             try:
                 inbox.tokens.get(timeout=None if left_s > _LONG_S else max(0.0, left_s))

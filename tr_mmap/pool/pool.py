@@ -210,7 +210,7 @@ class SessionPool(PoolLifecycle):
         timeout_ms: float | Inherited | None,
         progress: Progress,
     ) -> MapParts:
-        """What a map is made of, all checked: makes the feed; takes a task; how many; and what to tell of progress."""
+        """What a map is made of, all checked: to make the feed, take a task, refuse a wait; how many; progress."""
         dispatcher = self._open() if self._dispatcher.is_shut else self._dispatcher  # which raises
         if not iterables and not is_asynchronous:
             raise BadMessage("map() needs an iterable of arguments", detail="iterables")
@@ -238,7 +238,7 @@ class SessionPool(PoolLifecycle):
             given = _zipped(iterables) if items is None else items
             return Feed(command, given, size, self._framework_of, limit_s, self._retries, self._place, tell)
 
-        return make_feed, self._take, most, *told
+        return make_feed, self._take, dispatcher.check_wait, most, *told
 
     def _take(self, task: Task) -> None:
         self._open().submit(task)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..controller.pending import Pending
@@ -21,7 +20,8 @@ __all__ = ["Attempt", "FutureTask", "PoolFuture", "Task"]
 
 _log = logging.getLogger("tr_mmap")
 
-_RUNNING: Final = "RUNNING"  # states of the standard library's futures
+_WANTED: Final = ("PENDING", "CANCELLED")  # before anybody was told; states of the standard library's futures
+_RUNNING: Final = "RUNNING"
 _CANCELLED: Final = "CANCELLED_AND_NOTIFIED"
 
 
@@ -33,6 +33,9 @@ class Hub(Protocol):
 
     def is_current_thread(self) -> bool:
         """Whether the caller is the dispatcher's own thread."""
+
+    def check_wait(self) -> None:
+        """Refuse to wait for a result where it would never come."""
 
     def kill_running(self, task: Task) -> None:
         """End the worker that runs a task."""
@@ -183,7 +186,8 @@ class FutureTask(Task):
             self.is_waiting = False
             if future._state == _RUNNING:  # it was tried before
                 return True
-            is_wanted = future._state != _CANCELLED and future.set_running_or_notify_cancel()
+            # The program may have given it a result: then nobody wants that of a worker.
+            is_wanted = future._state in _WANTED and future.set_running_or_notify_cancel()
         if not is_wanted:
             self._release()
         return is_wanted
@@ -313,6 +317,7 @@ class PoolFuture(Future[Any]):
             RemoteError, WorkerDied: there is none.
             CancelledError: the request was cancelled.
             RuntimeError: this is a callback, in the pool's own thread, which would wait for itself.
+            SessionNotStarted: this process is a forked child.
         """
         self._check_thread()
         return super().result(timeout)
@@ -323,8 +328,5 @@ class PoolFuture(Future[Any]):
         return super().exception(timeout)
 
     def _check_thread(self) -> None:
-        if not self.done() and self._hub.is_current_thread():
-            raise RuntimeError(
-                f"a callback in the pool's own thread {get_ident()} cannot wait for another result: it would wait for "
-                "itself; add a callback to that future, or wait in a thread of the program"
-            )
+        if not self.done():
+            self._hub.check_wait()
