@@ -38,6 +38,8 @@ def plain(value: Any) -> Any:
         ("scale 3", [np.full(2, number) for number in range(12)]),
         ("odd", [np.full(2, number) for number in (0, 1, 2, 3, 5, 0, 0, 6, 1, 1, 12)]),
         ("odd", [np.full(2, 1) for _ in range(10)]),
+        ("swapped", [np.full(2, number) for number in range(1, 9)]),
+        ("twice", [np.full(2, number, dtype=">i4") for number in range(8)]),
         ("direct", [np.full(2, number) for number in range(7)]),
         ("both", [np.full(2, number) for number in range(7)]),
         ("same", [np.full(1, number) for number in range(12)]),

@@ -284,3 +284,32 @@ def test_a_callback_may_end_the_pool_as_after_an_error(gate: Gate) -> None:
         gate.let_go("through")
         assert left.wait(BOUND_S)
     assert pool._dispatcher.has_ended.is_set()
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_whatever_the_callers_functions_raise_does_not_end_the_pool(
+    open_blocking: Callable[..., Way], tmp_path: Path, error: type[BaseException]
+) -> None:
+    class Odd:
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+    def fail(*_: object) -> None:
+        told.append(1)
+        raise error
+
+    text = """
+from tr_mmap import Server
+server = Server()
+@server.command("work")
+def work():
+    server.progress(0.5, "half")
+server.run()
+"""
+    told: list[int] = []
+    way = open_blocking(1, script=script(tmp_path, text))
+    assert way.ask("work", on_progress=fail) == "ok"
+    assert told
+    future = way.submit("work", np.ones(1), Odd())
+    assert future.exception(BOUND_S) is not None
+    assert way.ask("work") == "ok"

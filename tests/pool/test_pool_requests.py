@@ -81,6 +81,8 @@ def test_an_error_is_that_requests_own_and_the_pool_goes_on(
 def test_what_is_no_command_is_refused_at_once(shared: Way, command: Any) -> None:
     with pytest.raises(BadMessage):
         shared.submit(command)
+    with pytest.raises(BadMessage):
+        shared.mapped(command, ["say a", "starts"], chunksize=2)
 
 
 def test_a_function_is_refused_with_words_that_help(shared: Way) -> None:

@@ -296,7 +296,7 @@ class Dispatcher(Outcomes):
                 self._put_back(task)
                 self._is_short_of_room = True
             return False
-        except Exception as error:  # of the arguments, which may be objects of any class: its caller gets it
+        except BaseException as error:  # of the arguments, which may be objects of any class: its caller gets it
             self._fail(task, error)
             return False
         if not worker.in_flight:

@@ -12,12 +12,12 @@ from ..controller.options import seconds_of
 from ..controller.progress import OnProgress
 from ..controller.results import Result, value_of
 from ..errors import BadMessage
-from ..protocol.commands import parse_command
+from ..protocol.commands import UserMessage, parse_command
 from .arguments import check_count, message_of
 from .chunks import Chunk
 from .lifecycle import PoolLifecycle
 from .mapping import Feed, MapParts, MapResults
-from .progress import Progress, progress_of
+from .progress import Guarded, Progress, progress_of
 from .stats import SessionPoolStats
 from .tasks import FutureTask, PoolFuture, Task
 from .worker import Worker
@@ -112,13 +112,13 @@ class SessionPool(PoolLifecycle):
     ) -> PoolFuture:
         dispatcher = self._open()
         message, tensors = message_of(command, arguments)
-        if not isinstance(message, str) or not message or message.isspace():
-            parse_command(message)  # refuses a message without a command now
+        _check_command(message)
         limit_s = self._limit_s if timeout_ms is INHERITED else seconds_of(timeout_ms)
         framework, home = self._framework_of(tensors), None
         if tensors:
             tensors, home = self._place(tensors)
-        task = FutureTask(dispatcher, shape, message, tensors, framework, limit_s, self._retries, on_progress)
+        told = None if on_progress is None else Guarded(on_progress)
+        task = FutureTask(dispatcher, shape, message, tensors, framework, limit_s, self._retries, told)
         task.home = home
         future = task.future
         assert future is not None  # it has no outcome yet
@@ -214,7 +214,7 @@ class SessionPool(PoolLifecycle):
         dispatcher = self._open() if self._dispatcher.is_shut else self._dispatcher  # which raises
         if not iterables and not is_asynchronous:
             raise BadMessage("map() needs an iterable of arguments", detail="iterables")
-        message_of(command, ())
+        _check_command(message_of(command, ())[0])
         size = None if chunksize == "auto" else check_count("chunksize", chunksize)
         if size is not None and size > self._most_tasks:
             raise BadMessage(
@@ -274,6 +274,12 @@ class SessionPool(PoolLifecycle):
     def stats(self) -> SessionPoolStats:
         """What the pool does, and what each of its workers does."""
         return self._dispatcher.stats()
+
+
+def _check_command(message: UserMessage) -> None:
+    """Refuse a message without a command at once."""
+    if not isinstance(message, str) or not message or message.isspace():
+        parse_command(message)
 
 
 def _zipped(iterables: tuple[Iterable[Any], ...]) -> Iterator[tuple[Any, ...]]:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from ..controller.progress import OnProgress
 from ..errors import BadMessage, MissingPackage
 
-__all__ = ["Progress", "progress_of"]
+__all__ = ["Guarded", "Progress", "progress_of"]
+
+_log = logging.getLogger("tr_mmap")
 
 Progress: TypeAlias = bool | str | Callable[[int, int | None], object] | None
+
+
+class Guarded:
+    """A caller's ``on_progress``, which the pool's thread calls: whatever it raises does not end that thread."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+
+    def __call__(self, fraction: float, text: str) -> None:
+        """Tell the caller."""
+        try:
+            self._on_progress(fraction, text)
+        except BaseException:  # SystemExit, say
+            _log.exception("on_progress has failed; the request goes on")
 
 
 def progress_of(progress: Any, total: int | None) -> tuple[Callable[[int], object] | None, Callable[[], object] | None]:
