@@ -170,9 +170,9 @@ class _Results:
             return False
         if self._stack is None and not self._stacked:
             framework = "torch" if not isinstance(value, np.ndarray | np.generic) else "numpy"
-            self._stack = self._server.empty((self._count, *value.shape), value.dtype, framework)
+            self._stack = self._server.empty((self._count, *value.shape), _native(value.dtype), framework)
         stack = self._stack
-        return stack is not None and value.dtype == stack.dtype and value.shape == stack.shape[1:]
+        return stack is not None and _native(value.dtype) == stack.dtype and value.shape == stack.shape[1:]
 
     def _add_entry(self, entry: list[Any]) -> None:
         if self._entries is None:
@@ -198,6 +198,11 @@ class _Results:
         else:
             values[ENTRIES] = self._entries
         self._server._say_named(values)
+
+
+def _native(dtype: Any) -> Any:
+    """A dtype in this machine's byte order, in which every tensor is sent."""
+    return dtype.newbyteorder("=") if isinstance(dtype, np.dtype) and not dtype.isnative else dtype
 
 
 def _copy_of(value: Any) -> Any:
