@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from interrupts import interrupted_at
-from support import BOUND_S, wait_until
+from pathlib import Path
+
+import pytest
+from interrupts import handled_at, interrupted_at
+from pool_ways import POOL_TOOLS
+from support import BOUND_S, Gate, wait_until
 
 from tr_mmap import SessionPool
+from tr_mmap.pool.mapping import MapResults
 
 
 def test_no_step_of_a_submit_at_which_a_handler_raises_lets_the_pool_sleep_on(pool: SessionPool) -> None:
@@ -16,3 +21,57 @@ def test_no_step_of_a_submit_at_which_a_handler_raises_lets_the_pool_sleep_on(po
         assert pool.submit("say", step).result(BOUND_S) == str(step), step
         step += 1
     assert step > 10
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def all_of(results: MapResults, found: list[str]) -> None:
+    """Take all results, whatever interrupts come."""
+    while True:
+        try:
+            found.append(next(results))
+        except KeyboardInterrupt:
+            pass
+        except StopIteration:
+            return
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_no_step_of_a_map_at_which_an_interrupt_comes_loses_or_repeats_a_result(
+    pool: SessionPool, is_ordered: bool
+) -> None:
+    step, is_interrupted, refused = 1, True, 0
+    while is_interrupted:
+        results = pool.map("say", range(7), chunksize=2, buffersize=2, ordered=is_ordered, progress=lambda *_: None)
+        found: list[str] = []
+        try:
+            is_interrupted = handled_at(step, lambda: all_of(results, found), interrupt)  # noqa: B023
+        except RuntimeError:  # it was interrupted while it read the iterable
+            refused += 1
+        else:
+            assert (found if is_ordered else sorted(found)) == list("0123456"), step
+        step += 3 if is_ordered else 4
+    assert step > 100
+    assert refused
+
+
+def test_no_step_of_a_close_at_which_an_interrupt_comes_keeps_requests_from_being_cancelled(
+    gate: Gate, tmp_path: Path
+) -> None:
+    step, is_interrupted, mark = 1, True, tmp_path / "mark"
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
+        running = pool.submit(gate.message)
+        gate.wait_for_worker()
+        while is_interrupted:
+            results = pool.map("append", [mark] * 4, range(4), chunksize=1)
+            try:
+                is_interrupted = handled_at(step, results.close, interrupt)
+            except KeyboardInterrupt:
+                results.close()
+            step += 1
+        assert step > 10
+        gate.let_go("through")
+        assert (running.result(BOUND_S), pool.calculate("say x")) == ("through", "x")
+    assert not mark.exists()

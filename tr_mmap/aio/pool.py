@@ -380,6 +380,7 @@ class AsyncMapResults(AsyncIterator[Any]):
                 return
             self._chunks.append(chunk)
             self._submit(chunk.tasks[0])
+            self._feed.made = None
 
     async def _read(self, size: int) -> int:
         """Read items of the source for the next chunk. Returns how many there are."""

@@ -22,6 +22,7 @@ class Chunk:
 
     Attributes:
         items: their requests.
+        count: how many there are.
         values: their results or errors, as far as they are known.
         is_done: all are.
         seconds: from the moment that its worker got it until it was done.
@@ -31,6 +32,7 @@ class Chunk:
     __slots__ = (
         "_tell",
         "began_s",
+        "count",
         "handlers_s",
         "is_done",
         "items",
@@ -43,7 +45,7 @@ class Chunk:
     def __init__(self, items: list[Item], tell: Callable[[Chunk], None]) -> None:
         self.items = items
         self.values: list[Any] = [None] * len(items)
-        self.missing = len(items)
+        self.count = self.missing = len(items)
         self.is_done = False
         self.tasks: list[ChunkTask] = []
         self.began_s = 0.0
@@ -82,7 +84,7 @@ class ChunkTask(Task):
         framework, limit_s, retries: as :class:`Task`.
     """
 
-    __slots__ = ("_chunk", "_is_cancelled", "_place", "count", "is_batch")
+    __slots__ = ("_chunk", "_is_cancelled", "_is_waiting", "_place", "count", "is_batch")
 
     def __init__(self, chunk: Chunk, place: int, count: int, framework: str, limit_s: float, retries: int) -> None:
         items = chunk.items[place : place + count]
@@ -97,10 +99,18 @@ class ChunkTask(Task):
         self._chunk = chunk
         self._place = place
         self._is_cancelled = False
+        self._is_waiting = True
 
     def begin(self) -> bool:
+        if self._is_cancelled or not self._is_waiting:  # whoever was interrupted has submitted it again
+            return False
+        self._is_waiting = False
         self._chunk.began_s = time.monotonic()
-        return not self._is_cancelled
+        return True
+
+    def wait_again(self) -> None:
+        super().wait_again()
+        self._is_waiting = True
 
     def finish(self, result: Result) -> None:
         if self._is_cancelled:

@@ -45,6 +45,11 @@ class Feed:
         limit_s: how long the handler of one item may run.
         retries: as :class:`Task`.
         place: puts tensors into shared memory if that is of use, and says in which worker's memory they lie.
+        tell: a chunk's, called when it is done.
+
+    Attributes:
+        is_at_end: there are no more items to read.
+        made: the last chunk, until the caller, who has submitted it, sets this to None.
     """
 
     def __init__(
@@ -69,12 +74,15 @@ class Feed:
         self._tell = tell
         self._item_s = math.inf  # how long a handler takes, as far as is known
         self._held: Item | None = None  # read, and did not fit
+        self._is_making = False
+        self.made: Chunk | None = None
         self.is_at_end = False
 
     def close(self) -> None:
         """Read no more."""
         self.is_at_end = True
-        self._held = None
+        self._held = self.made = None
+        self._is_making = False
 
     @property
     def held(self) -> int:
@@ -102,7 +110,21 @@ class Feed:
         return message_of(self._command, arguments)
 
     def next_chunk(self, most: float = math.inf) -> Chunk | None:
-        """The next items, at most so many; None if there are no more."""
+        """The next items, at most so many; None if there are no more. The same again as long as ``made`` is set.
+
+        Raises:
+            RuntimeError: an exception had come while items were read, so some may be lost.
+        """
+        if self.made is not None:
+            return self.made
+        if self._is_making:
+            raise RuntimeError("map() was interrupted while it read its iterable, so items may be lost: call it again")
+        self._is_making = True
+        chunk = self._make_chunk(most)
+        self.made, self._is_making = chunk, False  # no call in between: a signal handler comes before this or after it
+        return chunk
+
+    def _make_chunk(self, most: float) -> Chunk | None:
         most = min(most, self._size)
         first = self._next_item()
         if first is None:
@@ -134,7 +156,7 @@ class Feed:
 
     def learn(self, chunk: Chunk) -> None:
         """A chunk was answered: was it too short?"""
-        count = len(chunk.values)
+        count = chunk.count
         if self._is_fixed or count < self._size:
             return
         if chunk.handlers_s:
@@ -196,7 +218,9 @@ class MapResults(Iterator[Any]):
     ) -> None:
         self._chunks: deque[Chunk] = deque()
         self._inbox = _Inbox(is_ordered)
-        self._values: deque[Any] = deque()
+        self._taken: Chunk | None = None  # whose values are given now
+        self._place = 0  # of the next one of them
+        self._is_told = False  # that one's progress
         self._submit = submit
         self._check_wait = check_wait
         self._most = most
@@ -212,55 +236,76 @@ class MapResults(Iterator[Any]):
             raise
 
     def _fill(self) -> None:
-        while len(self._chunks) < self._most:
-            if self._chunks and self._is_there():
+        """Read and submit as many chunks as there may be. May be called again after an exception in the middle."""
+        feed, chunks = self._feed, self._chunks
+        while feed.made is not None or len(chunks) < self._most:
+            if feed.made is None and chunks and self._is_there():
                 return  # a slow iterable does not hold up the results
-            chunk = self._feed.next_chunk()
+            chunk = feed.next_chunk()
             if chunk is None:
                 return
-            self._chunks.append(chunk)
-            self._submit(chunk.tasks[0])
+            if not chunk.is_done:
+                if not chunks or chunks[-1] is not chunk:
+                    chunks.append(chunk)
+                for task in chunk.tasks[:1]:  # it may be done by now
+                    self._submit(task)  # a second time does nothing
+            feed.made = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
         try:
-            while not self._values:
+            while (taken := self._taken) is None or self._place >= taken.count:
                 self._take_chunk()
-            value = self._values.popleft()
-            if self._on_result is not None:
+            if self._on_result is not None and not self._is_told:
+                self._is_told = True
                 self._on_result(1)
-        except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt):
-                self.close()
-            raise
-        try:
-            return Chunk.opened(value)
+            value = Chunk.opened(taken.values[self._place])
+        except KeyboardInterrupt:
+            raise  # whoever goes on gets all results: each step can be done again
         except BaseException:
             self.close()
             raise
+        # No call from here on: a signal handler comes before all of this, or after it.
+        taken.values[self._place] = None  # the view is the caller's
+        self._place += 1
+        self._is_told = False
+        return value
 
     def _take_chunk(self) -> None:
-        """Wait for the next chunk, and take its results."""
+        """Wait for the next chunk, whose values are given from here on."""
+        self._remove_taken()
+        if not self._chunks or self._feed.made is not None:  # after an exception in the middle of the last call
+            self._fill()
         if not self._chunks:
             raise StopIteration
         chunk = self._wait()
-        self._chunks.remove(chunk) if chunk is not self._chunks[0] else self._chunks.popleft()
-        self._values.extend(chunk.values)
+        self._taken, self._place = chunk, 0
+        self._remove_taken()
         self._feed.learn(chunk)
-        chunk.values = []  # the views are the caller's from here on
         self._fill()
+
+    def _remove_taken(self) -> None:
+        """The chunk whose values are given waits for nothing more."""
+        taken, finished = self._taken, self._inbox.finished
+        if taken is None:
+            return
+        if finished and finished[0] is taken:
+            finished.popleft()
+        if taken in self._chunks:
+            self._chunks.remove(taken)
 
     def _is_there(self) -> bool:
         """Whether the next chunk to be taken is done."""
         return self._chunks[0].is_done if self._is_ordered else bool(self._inbox.finished)
 
     def _wait(self) -> Chunk:
+        """The next chunk, which is done. It stays where it is."""
         inbox, is_late = self._inbox, False
         while True:
             if self._is_there():
-                return self._chunks[0] if self._is_ordered else inbox.finished.popleft()
+                return self._chunks[0] if self._is_ordered else inbox.finished[0]
             if is_late:
                 raise TimeoutError("the results of map() were not there in time")
             self._check_wait()
@@ -274,12 +319,13 @@ class MapResults(Iterator[Any]):
         """Cancel what no handler has begun, and read no more of the iterable. Idempotent."""
         self._feed.close()
         while self._chunks:
-            for task in list(self._chunks.popleft().tasks):
+            for task in list(self._chunks[0].tasks):
                 task.drop()
-        self._values.clear()
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
+            self._chunks.popleft()  # last: after an exception, the next call drops the rest
+        self._taken = None
+        if self._on_end is not None:
+            self._on_end()
+        self._on_end = None
 
     def __enter__(self) -> Self:
         return self
