@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from interrupts import handled_at, interrupted_at
 from pool_ways import POOL_TOOLS
 from support import BOUND_S, Gate, wait_until
 
-from tr_mmap import SessionPool
+from tr_mmap import RemoteError, SessionPool
 from tr_mmap.pool.mapping import MapResults
 
 
@@ -55,6 +56,20 @@ def test_no_step_of_a_map_at_which_an_interrupt_comes_loses_or_repeats_a_result(
         step += 3 if is_ordered else 4
     assert step > 100
     assert refused
+
+
+def test_no_step_at_which_an_interrupt_comes_hides_the_error_of_an_item(pool: SessionPool) -> None:
+    step, is_interrupted, seen = 1, True, 0
+    while is_interrupted:
+        results = pool.map("odd", (np.full(1, number) for number in (1, 4, 1)), chunksize=1, buffersize=1)
+        found: list[str] = []
+        with pytest.raises((RemoteError, RuntimeError)) as caught:
+            handled_at(step, lambda: all_of(results, found), interrupt)  # noqa: B023
+        seen += caught.type is RemoteError
+        assert found == ["1"] or caught.type is RuntimeError
+        is_interrupted = step < 300
+        step += 3
+    assert seen > 50
 
 
 def test_no_step_of_a_close_at_which_an_interrupt_comes_keeps_requests_from_being_cancelled(

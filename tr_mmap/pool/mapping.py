@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, NoReturn, Self, TypeAlias
 
 import numpy as np
 
@@ -221,6 +221,8 @@ class MapResults(Iterator[Any]):
         self._taken: Chunk | None = None  # whose values are given now
         self._place = 0  # of the next one of them
         self._is_told = False  # that one's progress
+        self._is_closed = False
+        self._error: BaseException | None = None  # why, if that was not raised
         self._submit = submit
         self._check_wait = check_wait
         self._most = most
@@ -255,6 +257,8 @@ class MapResults(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
+        if self._is_closed:
+            self._end(self._error or StopIteration())
         try:
             while (taken := self._taken) is None or self._place >= taken.count:
                 self._take_chunk()
@@ -264,14 +268,23 @@ class MapResults(Iterator[Any]):
             value = Chunk.opened(taken.values[self._place])
         except KeyboardInterrupt:
             raise  # whoever goes on gets all results: each step can be done again
-        except BaseException:
-            self.close()
-            raise
+        except BaseException as error:
+            self._end(error)
         # No call from here on: a signal handler comes before all of this, or after it.
         taken.values[self._place] = None  # the view is the caller's
         self._place += 1
         self._is_told = False
         return value
+
+    def _end(self, error: BaseException) -> NoReturn:
+        """Close it, and raise the error."""
+        self._error = error  # an interrupt of what follows takes its place; then the next call raises it
+        self.close()
+        self._error = None
+        try:
+            raise error
+        finally:
+            del error  # no cycle with the frame keeps results alive
 
     def _take_chunk(self) -> None:
         """Wait for the next chunk, whose values are given from here on."""
@@ -317,6 +330,7 @@ class MapResults(Iterator[Any]):
 
     def close(self) -> None:
         """Cancel what no handler has begun, and read no more of the iterable. Idempotent."""
+        self._is_closed = True  # first: no result of a request that was cancelled is waited for
         self._feed.close()
         while self._chunks:
             for task in list(self._chunks[0].tasks):
