@@ -230,6 +230,7 @@ class Staff:
     def note_useful(self) -> None:
         """A worker has answered its first request: workers can be started."""
         self._failed_starts, self._next_start_s = 0, 0.0
+        self.is_changed = True
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
         """End a worker's process by force. Another one takes its place at once."""
@@ -299,7 +300,7 @@ class Staff:
         missing = self.size - len(starting) - len(ready)
         if old and missing <= 0 and not starting and self._failed_generation != self._generation:
             missing = 1  # a new one first; when it is ready, an old one goes
-        if missing > 0 and now_s >= self._next_start_s and (has_work or self._failed_starts < _MOST_FAILED):
+        if missing > 0 and now_s >= self._next_start_s and self._may_start(has_work):
             for _ in range(missing):
                 self._hire(now_s)
         ready.sort(key=lambda each: (each.generation == self._generation, len(each.in_flight)))
@@ -308,6 +309,14 @@ class Staff:
         spare = len(starting) + len(ready) - self.size - bool(old)  # beside old ones, one may start
         for worker in starting[: max(0, spare)]:
             self._retire(worker)
+
+    def _may_start(self, has_work: bool) -> bool:
+        """Whether to try once more, after some starts that have failed: somebody waits, or another worker works."""
+        return (
+            has_work
+            or self._failed_starts < _MOST_FAILED
+            or any(each.state is State.READY and each.done for each in self.workers)
+        )
 
     def _see_to(self, worker: Worker, now_s: float) -> None:
         """What the time, or its last answer, means for a worker."""
@@ -357,7 +366,7 @@ class Staff:
                 at_s = min(at_s, worker.start_deadline_s)
             elif worker.state is State.RETIRING:
                 at_s = min(at_s, worker.retire_by_s)
-        if self._next_start_s > now_s and (has_work or self._failed_starts < _MOST_FAILED):
+        if self._next_start_s > now_s and self._may_start(has_work):
             at_s = min(at_s, self._next_start_s)
         return at_s
 
