@@ -50,8 +50,8 @@ def test_what_only_waited_in_its_ring_goes_to_another_worker_and_is_no_attempt(g
     assert mark.read_text().split() == [str(number) for number in range(9)]  # each handler once, and in order
 
 
-def test_a_request_is_tried_again_as_often_as_allowed(open_pool: Callable[..., Way], tmp_path: Path) -> None:
-    way = open_pool(1, retries=1)
+def test_a_request_is_tried_again_as_often_as_allowed(open_blocking: Callable[..., Way], tmp_path: Path) -> None:
+    way = open_blocking(1, retries=1)
     assert way.ask("kill_once", tmp_path / "once") == "survived"
     error = way.ask("kill_me")
     assert isinstance(error, WorkerDied)

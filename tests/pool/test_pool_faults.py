@@ -72,6 +72,22 @@ def test_a_request_that_kills_fresh_workers_is_tried_as_often_as_allowed(open_bl
     assert way.result(good) == "x"
 
 
+def test_workers_that_are_killed_before_their_first_answer_are_replaced_beside_one_that_works(
+    open_blocking: Callable[..., Way],
+) -> None:
+    way = open_blocking(2)
+    works = int(way.ask("pid"))
+
+    def others() -> list[int]:
+        return [each.pid or 0 for each in way.stats().workers if each.state == "ready" and each.pid != works]
+
+    for _ in range(4):
+        wait_until(others)
+        os.kill(others()[0], signal.SIGKILL)
+        wait_until(lambda: not others())
+    wait_until(others)
+
+
 def test_any_error_of_a_start_is_that_of_the_requests_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(session: PythonSession[Any]) -> None:
         raise ZeroDivisionError("of the system")

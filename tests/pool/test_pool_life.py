@@ -43,11 +43,11 @@ def test_a_state_only_moves_forward() -> None:
                     worker.advance(second)
 
 
-def test_each_worker_answers_as_many_as_it_may_and_all_is_done(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(2, max_tasks_per_child=5)
-    pids = [way.result(each) for each in [way.submit("pid") for _ in range(23)]]
+def test_each_worker_answers_as_many_as_it_may_and_all_is_done(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(2, max_tasks_per_child=5)
+    pids = [way.result(each) for each in [way.submit("pid") for _ in range(13)]]
     assert max(pids.count(each) for each in pids) <= 5
-    assert len(set(pids)) >= 5
+    assert len(set(pids)) >= 3
     assert way.stats().died == 0
     wait_until(lambda: len(way.stats().workers) == 2)  # those that are over have gone
 
@@ -58,7 +58,7 @@ def test_descriptors_and_threads_do_not_grow_with_workers_that_come_and_go() -> 
         pool.calculate("say x")
         wait_until(lambda: len(pool.stats().workers) == 1 and pool.stats().workers[0].state == "ready")
         before = process.num_fds(), process.num_threads()
-        for _ in range(4):
+        for _ in range(3):
             pool.calculate("say x")
         wait_until(lambda: len(pool.stats().workers) == 1 and pool.stats().workers[0].state == "ready")
         assert process.num_fds() <= before[0] + 2
@@ -74,10 +74,10 @@ def _versioned(path: Path, version: str) -> None:
     new.replace(path)
 
 
-def test_workers_are_replaced_when_their_script_has_changed(open_pool: Callable[..., Way], tmp_path: Path) -> None:
+def test_workers_are_replaced_when_their_script_has_changed(open_blocking: Callable[..., Way], tmp_path: Path) -> None:
     path = tmp_path / "worker.py"
     _versioned(path, "one")
-    way = open_pool(2, script=path, reload=True)
+    way = open_blocking(2, script=path, reload=True)
     assert way.ask("version") == "one"
     _versioned(path, "two")
     wait_until(lambda: {way.ask("version") for _ in range(4)} == {"two"})

@@ -224,8 +224,8 @@ def test_a_pool_is_resized_while_it_works(open_pool: Callable[..., Way]) -> None
         way.call("resize", 0)
 
 
-def test_a_worker_is_warmed_up_once(open_pool: Callable[..., Way]) -> None:
-    way = open_pool(1)
+def test_a_worker_is_warmed_up_once(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1)
     assert [way.ask("starts") for _ in range(3)] == ["1", "1", "1"]
 
 

@@ -194,7 +194,15 @@ def _pool(found: Results) -> list[str]:
         f"## A map over new arrays, {found['workers']} processes",
         "The time of a map by the number of its items; in brackets, ours divided by theirs.",
         table(["", *(format_nbytes(int(size)) for size in sizes)], lines),
+        *_broadcast(found.get("broadcast", {})),
     ]
+
+
+def _broadcast(found: Results) -> list[str]:
+    if not found:
+        return []
+    ours, copied = (format_us(found[name]["median_us"]) for name in ("ours", "memcpy"))
+    return [f"One 64 MiB tensor to four workers: {ours}; one copy of it in one process: {copied}."]
 
 
 def _store(found: Results) -> list[str]:

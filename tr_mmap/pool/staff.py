@@ -227,6 +227,7 @@ class Staff:
         """A worker has answered so many requests."""
         if not worker.done:
             self._pace.note_useful()
+            self.is_changed = True
         worker.done += count
 
     def kill(self, worker: Worker, grace_s: float = 0.0) -> None:

@@ -1,7 +1,7 @@
 """A map over arrays by pools of two processes: ours, and those that programs use, each with its own defaults.
 
 Every item is a new array, and every result is looked at and let go. What is given is the time of a whole map by the
-number of its items, in turns. Peers that are not installed are left out.
+number of its items, in turns. Peers that are not installed are left out. Beside that: one tensor to four workers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ Mapper: TypeAlias = Callable[[Iterable[Any], int], Iterable[Any]]  # of items, a
 _WORKERS: Final = 2
 _SIZES: Final = {1 << 10: 4000, 1 << 20: 200}  # bytes of an array, and how many
 _ROUNDS: Final = 7
+_READERS: Final = 4
+_BROADCAST_NBYTES: Final = 64 << 20
 
 
 def square(x: Any) -> Any:
@@ -115,6 +117,29 @@ def _time_of(mapper: Mapper, nbytes: int, count: int) -> int:
     return took // count
 
 
+def _broadcasts(rounds: int) -> dict[str, Any]:
+    """The time until all workers have a tensor, and that of one copy of it in this process; memory is warm."""
+    source = np.ones(_BROADCAST_NBYTES, np.uint8)
+    target = np.zeros_like(source)
+    samples: dict[str, list[int]] = {"memcpy": [], "ours": []}
+    with SessionPool("default", _READERS, quiet_mode=True) as pool:
+        pool.wait_until_ready()
+        for number in range(rounds + 2):
+            for name, action in (
+                ("memcpy", lambda: np.copyto(target, source)),
+                ("ours", lambda: pool.broadcast(source, "tensor")),
+            ):
+                began = time.perf_counter_ns()
+                action()
+                took = time.perf_counter_ns() - began
+                if number >= 2:  # the tensor before the last one lies in memory that is used again
+                    samples[name].append(took)
+            sums = {float(pool.submit("sum tensor").result()) for _ in range(_READERS)}
+            if sums != {float(_BROADCAST_NBYTES)}:
+                raise RuntimeError("a worker has another tensor")
+    return {name: summarise(each).to_json() for name, each in samples.items()}
+
+
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     rounds = 2 if quick else _ROUNDS
     found: dict[str, Any] = {"workers": _WORKERS, "absent": []}
@@ -137,4 +162,6 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
                 for name, mapper in mappers.items():
                     samples[name].append(_time_of(mapper, nbytes, count))
             found[str(nbytes)] = {name: summarise(each).to_json() for name, each in samples.items()}
+    say(f"pool: one tensor to {_READERS} workers")
+    found["broadcast"] = _broadcasts(rounds)
     return found
