@@ -19,7 +19,7 @@ import pytest
 from pool_ways import POOL_TOOLS, Way
 from support import BOUND_S, Gate, environment, forks, wait_until
 
-from tr_mmap import SessionNotStarted, SessionPool
+from tr_mmap import OutOfSpace, SessionNotStarted, SessionPool
 from tr_mmap.pool.worker import State, Worker
 
 
@@ -293,3 +293,34 @@ def test_a_pool_works_over_the_channel_of_files(open_blocking: Callable[..., Way
 def test_importing_the_package_does_not_import_the_pool() -> None:
     ended = run("import sys, tr_mmap, tr_mmap.aio\nprint('tr_mmap.pool' in sys.modules)\n")
     assert ended.stdout == "False\n"
+
+
+def test_a_request_that_exceeds_the_budget_holds_up_nobody(gate: Gate) -> None:
+    with SessionPool(POOL_TOOLS, 2, quiet_mode=True, budget_nbytes=1 << 20) as pool:
+        assert pool.wait_until_ready()
+        running = pool.submit(gate.message)
+        gate.wait_for_worker()
+        large = pool.submit("twice", np.ones(1 << 20))
+        assert pool.submit("say x").result(BOUND_S) == "x"
+        assert isinstance(large.exception(BOUND_S), OutOfSpace)
+        gate.let_go("through")
+        assert running.result() == "through"
+
+
+@pytest.mark.parametrize("count", [8, 70])
+def test_requests_without_tensors_pass_those_that_wait_for_a_budget(gate: Gate, count: int) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True, budget_nbytes=3 << 20, max_in_flight=30) as pool:
+        assert pool.wait_until_ready()
+        running = pool.submit(gate.message)
+        gate.wait_for_worker()
+        large = [pool.submit("total", np.ones(1 << 17)) for _ in range(count)]  # 1 MiB each
+        behind = [pool.submit("say", number) for number in range(9)]
+        if count == 8:  # many are not passed: each one costs a look
+            wait_until(lambda: pool.stats().workers[0].in_flight >= 1 + 1 + 9)
+        else:
+            wait_until(lambda: pool.stats().workers[0].in_flight >= 1 + 1)
+            assert pool.stats().waiting >= count - 3
+        gate.let_go("through")
+        assert {each.result(BOUND_S) for each in large} == {str(1 << 17)}
+        assert [each.result(BOUND_S) for each in behind] == [str(number) for number in range(9)]
+        assert running.result() == "through"

@@ -25,13 +25,13 @@ from typing import Final
 
 from ..base.background import Background
 from ..controller.results import Result
-from ..errors import OutOfSpace, SessionNotStarted, WorkerDied
+from ..errors import SessionNotStarted
 from ..wire.words import OF_PARENT
-from .outcomes import Outcomes
+from .sending import Sending
 from .staff import Staff
 from .stats import SessionPoolStats
 from .tasks import Attempt, Task
-from .worker import State, Worker
+from .worker import State
 
 __all__ = ["SHUT", "Dispatcher"]
 
@@ -56,7 +56,7 @@ class _Sleep:
         self.is_on = False
 
 
-class Dispatcher(Outcomes):
+class Dispatcher(Sending):
     """The requests of one pool.
 
     Args:
@@ -185,6 +185,7 @@ class Dispatcher(Outcomes):
         self.staff.adjust(now_s, has_work=bool(self.queue))
         if self.staff.error is not None:
             self._give_up_waiting(self.staff.error)
+        self._stuck = 0
         if self.queue:
             self._dispatch()
         if self.is_shut and self._end_if_done():
@@ -199,7 +200,7 @@ class Dispatcher(Outcomes):
         self._is_full = not has_room and any(each.state is State.READY for each in workers)
         self._sleep_now = sleep = _Sleep()
         sleep.is_on = True
-        if self._commands or self.outcomes or self.staff.is_changed or (self.queue and has_room):
+        if self._commands or self.outcomes or self.staff.is_changed or (len(self.queue) > self._stuck and has_room):
             sleep.is_on = False
             return
         left_s = max(0.0, self._next_look_s - time.monotonic())
@@ -208,105 +209,6 @@ class Dispatcher(Outcomes):
         sleep.is_on = False
         for fd in found:
             self._process(fds[fd])
-
-    def _has_room(self) -> bool:
-        """Whether a worker could take a request now."""
-        return not self._is_short_of_room and any(
-            each.state is State.READY and len(each.in_flight) < self._depth and each.left > 0
-            for each in self.staff.workers
-        )
-
-    def _process(self, worker: Worker) -> bool:
-        """Take a worker's answers, and notice its end. Returns whether it lives."""
-        if worker.state is State.DEAD or not worker.is_started:
-            return False
-        worker.futures.process()
-        if worker.is_over():
-            self._bury(worker)
-            return False
-        return True
-
-    def _bury(self, worker: Worker) -> None:
-        """A worker has ended: what it had goes to others, and another one takes its place."""
-        if worker.state is State.DEAD:
-            return
-        worker.futures.process()  # what it has answered before its end, and the rest as errors
-        self.staff.note_dead(worker)
-        self._take_outcomes()
-        self.places.forget(worker)
-        for attempt in list(worker.in_flight):  # not to be expected: each has its outcome now
-            attempt.settle(SessionNotStarted("the worker has ended"))
-
-    # -- giving requests to workers -----------------------------------------------------------------------------------
-
-    def _pick(self, task: Task) -> Worker | None:
-        """The worker that has the fewest requests; of several, the one in whose memory the arguments lie."""
-        best, fewest = None, self._depth
-        for worker in self.staff.workers:
-            if worker.state is State.READY and worker.left >= task.count and len(worker.in_flight) < fewest:
-                best, fewest = worker, len(worker.in_flight)
-                if not fewest and task.home is None:
-                    break
-        home = task.home
-        if home is None or best is None or home.state is not State.READY or home.left < task.count:
-            return best
-        return home if len(home.in_flight) <= fewest else best
-
-    def _dispatch(self) -> None:
-        queue, rung = self.queue, set()
-        while queue and not self._is_short_of_room:
-            worker = self._pick(queue[0])
-            if worker is None:
-                self._pass_by(queue[0].count)
-                break
-            task = queue.popleft()
-            if task.begin() and self._send(worker, task):
-                rung.add(worker)
-        for worker in rung:
-            worker.futures.ring()
-
-    def _pass_by(self, count: int) -> None:
-        """A batch is larger than what some workers may still get: these go."""
-        for worker in self.staff.workers:
-            if worker.state is State.READY and 0 < worker.left < count:
-                worker.left = 0
-                self.staff.is_changed = True
-                self._next_look_s = 0.0
-
-    def _send(self, worker: Worker, task: Task) -> bool:
-        """Send a request. Returns whether it was sent; if not, it waits again, or has failed."""
-        try:
-            attempt = worker.futures.send(
-                task.message,
-                task.tensors,
-                math.inf,
-                task.framework,
-                partial(Attempt, self, worker, task),
-                task.on_progress,
-                is_quiet=True,
-            )
-        except (WorkerDied, SessionNotStarted):
-            self._put_back(task)
-            self._bury(worker)
-            return False
-        except OutOfSpace as error:
-            if not any(each.in_flight for each in self.staff.workers):
-                self._fail(task, error)
-            else:  # an answer will make room
-                self._put_back(task)
-                self._is_short_of_room = True
-            return False
-        except BaseException as error:  # of the arguments, which may be objects of any class: its caller gets it
-            self._fail(task, error)
-            return False
-        if not worker.in_flight:
-            worker.mark_s = time.monotonic()
-        worker.in_flight[attempt] = None
-        worker.left -= task.count
-        task.attempt = attempt
-        if task.limit_s < math.inf:
-            self._next_look_s = 0.0
-        return True
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -51,7 +51,8 @@ class Outcomes:
         self._fixed_depth = depth
         self._depth = depth or _DEPTH
         self._task_s = 0.001  # how long a request takes, about
-        self._is_short_of_room = False  # a budget is used up: nothing more is sent until something is answered
+        self._is_short_of_room = False  # the file system is full: no tensors are sent until something is answered
+        self._stuck = 0  # requests at the head of the queue that wait for room
 
     def _put_back(self, task: Task) -> None:
         task.wait_again()
@@ -64,7 +65,7 @@ class Outcomes:
             worker = attempt.worker
             worker.in_flight.pop(attempt, None)
             attempt.task.attempt = None  # no cycle keeps the result alive
-            self._is_short_of_room = False
+            self._is_short_of_room = worker.is_short = False
             if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
                 self.staff.is_changed = True
             counts[worker] = counts.get(worker, 0) + 1

@@ -16,7 +16,7 @@ from ..protocol.commands import UserMessage
 if TYPE_CHECKING:
     from .worker import Worker
 
-__all__ = ["Attempt", "FutureTask", "PoolFuture", "Task"]
+__all__ = ["Attempt", "FutureTask", "Hub", "PoolFuture", "Task"]
 
 _log = logging.getLogger("tr_mmap")
 

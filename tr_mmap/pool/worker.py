@@ -77,6 +77,7 @@ class Worker:
         was_ready: it has been ready once.
         ready_s: since when, by the monotonic clock.
         has_served: it has begun a request.
+        is_short: its budget is used up: it gets no tensors before its next answer.
     """
 
     def __init__(self, session: PythonSession[Any], generation: int, most: float, start_deadline_s: float) -> None:
@@ -95,7 +96,7 @@ class Worker:
         self.mark_s = 0.0
         self.retire_by_s = math.inf
         self.is_asked_to_exit = False
-        self.was_ready = self.has_served = False
+        self.was_ready = self.has_served = self.is_short = False
         self.ready_s = 0.0
         self._futures: Futures | None = None
         self._handle: WorkerHandle | None = None
