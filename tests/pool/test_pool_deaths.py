@@ -127,6 +127,27 @@ def test_a_poisonous_item_of_a_map_fails_and_the_rest_of_its_batch_does_not(open
     assert [int(each[0]) for each in way.mapped("poison", items, chunksize=20, most=13)] == list(range(13))
 
 
+def test_an_item_that_kills_or_hangs_fails_alone_although_nothing_is_tried_again(
+    open_blocking: Callable[..., Way],
+) -> None:
+    way = open_blocking(1, timeout_ms=500)
+    for command, items, good in (
+        ("poison", [np.full(2, number) for number in range(7, 20)], 6),
+        ("sleep", [0.0] * 6 + [1e6] + [0.0] * 3, 6),
+    ):
+        assert len(way.mapped(command, items, chunksize=10, most=good)) == good
+        with pytest.raises(WorkerDied) as caught:
+            way.mapped(command, items, chunksize=10, most=good + 1)
+        assert caught.value.attempts == 1
+    assert "longer than the 500 ms" in str(caught.value)  # its own time, not that of the batch
+
+
+def test_items_that_take_longer_than_those_before_do_not_fail(open_blocking: Callable[..., Way]) -> None:
+    way = open_blocking(1, timeout_ms=500)
+    times = [0.0] * 8 + [0.3] * 4
+    assert way.mapped("sleep", times, chunksize=4, buffersize=1) == ["slept"] * 12
+
+
 def test_a_running_request_may_be_cancelled_by_force(gate: Gate) -> None:
     with SessionPool(POOL_TOOLS, 1, quiet_mode=True, retries=3) as pool:
         running = pool.submit(gate.message)

@@ -92,6 +92,26 @@ def test_quick_items_go_together_and_slow_ones_alone(monkeypatch: pytest.MonkeyP
     assert between[-1] == 2
 
 
+def test_a_batch_may_take_the_time_of_one_item_and_a_little_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    for size in (None, 50):
+        feed = feed_of(small(), size)
+        if size:
+            first = feed.next_chunk()
+            assert first is not None
+            assert first.tasks[0].limit_s == 50.0  # nothing is known yet
+            feed.made = None
+            first.handlers_s = 0.001 * 50
+            feed.learn(first)
+        else:
+            sizes_of(feed, 0.000_01, 8)
+        chunk = feed.next_chunk()
+        assert chunk is not None
+        assert chunk.count >= 50
+        assert 1.0 < chunk.tasks[0].limit_s < 1.3
+        assert [each.limit_s for each in chunk.tasks[0].split()] == [1.0] * chunk.count
+
+
 def test_large_items_go_alone_and_a_chunk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 0.0)
     large = feed_of((np.ones(ITEM_NBYTES // 8 + 1),) for _ in itertools.count())

@@ -81,12 +81,23 @@ class ChunkTask(Task):
         chunk: whose items these are.
         place: the first of them.
         count: how many there are.
-        framework, limit_s, retries: as :class:`Task`.
+        framework, retries: as :class:`Task`.
+        limit_s: how long the handler of one item may run.
+        rest_s: how long those of all but one may take; a batch that takes longer is split, and loses no attempt.
     """
 
-    __slots__ = ("_chunk", "_is_cancelled", "_is_waiting", "_place", "count", "is_batch")
+    __slots__ = ("_chunk", "_is_cancelled", "_is_waiting", "_item_limit_s", "_place", "count", "is_batch")
 
-    def __init__(self, chunk: Chunk, place: int, count: int, framework: str, limit_s: float, retries: int) -> None:
+    def __init__(
+        self,
+        chunk: Chunk,
+        place: int,
+        count: int,
+        framework: str,
+        limit_s: float,
+        retries: int,
+        rest_s: float = 0.0,
+    ) -> None:
         items = chunk.items[place : place + count]
         message, tensors = items[0]
         self.is_batch = count > 1
@@ -94,7 +105,8 @@ class ChunkTask(Task):
             texts = [str(each[0]) for each in items]
             message, named = packed(texts, [each[1] for each in items])
             tensors = (named,)
-        super().__init__(message, tensors, framework, limit_s, retries)
+        super().__init__(message, tensors, framework, limit_s + rest_s, retries)
+        self._item_limit_s = limit_s
         self.count = count
         self._chunk = chunk
         self._place = place
@@ -151,7 +163,7 @@ class ChunkTask(Task):
             return [self]
         chunk, made = self._chunk, []
         for place in range(self._place, self._place + self.count):
-            task = ChunkTask(chunk, place, 1, self.framework, self.limit_s / self.count, self.retries)
+            task = ChunkTask(chunk, place, 1, self.framework, self._item_limit_s, self.retries)
             chunk.tasks.append(task)
             task._is_cancelled = self._is_cancelled
             made.append(task)

@@ -30,6 +30,7 @@ _PROBE_S: Final = 0.05  # a single request that took longer is not tried in a ba
 _GROWTH: Final = 4
 _MOST_ITEMS: Final = 256
 _MOST_NBYTES: Final = 1 << 18  # of the arguments of a batch
+_SLOWER: Final = 4  # how much slower than before handlers may be, until their batch counts as hung
 _LONG_S: Final = 1e6  # a wait of days may as well have no limit
 FILL_S: Final = 0.002  # an iterable that takes longer for its items does not hold up those that are there
 
@@ -149,7 +150,9 @@ class Feed:
             items = [(first[0], tensors)]
             del first, tensors
         chunk = Chunk(items, self._tell)
-        task = ChunkTask(chunk, 0, len(items), framework, self._limit_s * len(items), self._retries)
+        others = len(items) - 1
+        rest_s = others * min(self._limit_s, _SLOWER * self._item_s) if others else 0.0
+        task = ChunkTask(chunk, 0, len(items), framework, self._limit_s, self._retries, rest_s)
         task.home = home
         chunk.tasks.append(task)
         return chunk
@@ -157,6 +160,8 @@ class Feed:
     def learn(self, chunk: Chunk) -> None:
         """A chunk was answered: was it too short?"""
         count = chunk.count
+        if self._is_fixed and chunk.handlers_s:
+            self._item_s = max(chunk.handlers_s / count, 0.0 if self._item_s == math.inf else self._item_s)
         if self._is_fixed or count < self._size:
             return
         if chunk.handlers_s:

@@ -1,7 +1,8 @@
 """What the outcome of each attempt means: a result, an error, or another attempt. Sends nothing.
 
 A worker that dies takes with it what its handlers had begun: that counts as an attempt. What only waited in its ring
-was not begun, goes to another worker, and does not count.
+was not begun, goes to another worker, and does not count. A batch that was begun does not count either: it is split, so
+that the item that is to blame is judged alone.
 """
 
 from __future__ import annotations
@@ -117,14 +118,14 @@ class Outcomes:
 
     def _take_death(self, attempt: Attempt, error: Exception) -> None:
         task, worker = attempt.task, attempt.worker
-        is_guilty = attempt.was_begun
+        is_guilty = attempt.was_begun and not task.is_batch  # of a batch, nobody knows which item it is
         task.attempts += is_guilty
         if (is_guilty and task.attempts > task.retries) or self.staff.is_ending:
             self._fail(task, self._died(task, worker, error))
             return
-        if is_guilty:
+        if attempt.was_begun:
             self.retried += 1
-        for each in task.split() if is_guilty else [task]:
+        for each in task.split() if attempt.was_begun else [task]:
             each.attempts = task.attempts
             each.wait_again()
             self._returned.append(each)

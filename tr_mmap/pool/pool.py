@@ -180,8 +180,8 @@ class SessionPool(PoolLifecycle):
             buffersize: most requests whose results were not taken; None for 8, or three for each worker if this is
                 more.
             chunksize: items in one request. ``"auto"`` puts small items that take little time together. When a worker
-                dies, a request of several items counts as one attempt for each of them, and they are tried again one by
-                one.
+                dies, a request of several items is split, and they are tried again one by one. This counts as no
+                attempt, but handlers may be called twice, also with ``retries=0``; with 1 they are not.
             timeout: seconds from this call until the last result; then ``next`` raises TimeoutError.
             timeout_ms: how long the handler of one item may run.
             progress: True, or a text as its name, for a bar of tqdm; or a function of how many are done and how many
