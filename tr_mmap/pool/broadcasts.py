@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from ..base.identifiers import check_tag
@@ -32,7 +33,7 @@ class _Tagged:
         self.version = version
         self._tensor = tensor
         self._place = ""  # the directory of the memory in which the tensor is a loan
-        self._lock = threading.Lock()  # held for the copy
+        self._lock = threading.RLock()  # held for the copy
 
     def of_version(self, version: int) -> _Tagged:
         """The same tensor, to be sent anew."""
@@ -57,13 +58,13 @@ class Broadcasts:
     def __init__(self) -> None:
         self._tensors: dict[str, _Tagged] = {}
         self._version = 0
-        self._lock = threading.Lock()  # held for a look
-        self._sending = threading.Lock()  # held while workers that serve are sent a tensor: one tensor at a time
+        self._lock = threading.RLock()  # held for a look
+        self._sending = threading.RLock()  # held while workers that serve are sent a tensor: one tensor at a time
 
     def admit(self, worker: Worker) -> bool:
         """Let a worker serve, if it has all tags. Returns whether it has."""
         with self._lock:
-            if worker.tags != {tag: tagged.version for tag, tagged in self._tensors.items()}:
+            if worker.tags != self._versions():
                 return False
             worker.advance(State.READY)
             return True
@@ -75,15 +76,23 @@ class Broadcasts:
             SessionNotStarted, WorkerDied: it has ended.
             UnsupportedTensor, OutOfSpace: of a tensor.
         """
+        # Again, as long as somebody changes what it should have: a signal handler, in the middle of this.
+        while worker.tags != self._versions():
+            for tag in list(worker.tags):
+                if tag not in self._tensors:
+                    with suppress(MissingTag):  # an exception has come before the next line could note it
+                        worker.session.drop_tensor(tag)
+                    worker.tags.pop(tag, None)
+            for tag in self._versions():
+                tagged = self._tensors.get(tag)
+                if tagged is not None and worker.tags.get(tag) != tagged.version:
+                    worker.session.send_tensor(tagged.for_worker(worker), tag)
+                    worker.tags[tag] = tagged.version
+
+    def _versions(self) -> dict[str, int]:
+        """The tags that every worker is to have."""
         with self._lock:
-            wanted = dict(self._tensors)
-        for tag in [tag for tag in worker.tags if tag not in wanted]:
-            worker.session.drop_tensor(tag)
-            del worker.tags[tag]
-        for tag, tagged in wanted.items():
-            if worker.tags.get(tag) != tagged.version:
-                worker.session.send_tensor(tagged.for_worker(worker), tag)
-                worker.tags[tag] = tagged.version
+            return {tag: tagged.version for tag, tagged in self._tensors.items()}
 
     def send(self, tensor: Any, tag: str, workers: Iterable[Worker]) -> None:
         """Give a tensor to all workers, also to those that are started later.
@@ -98,18 +107,19 @@ class Broadcasts:
         """
         check_tag(tag)
         with self._sending:
-            with self._lock:
-                before = self._tensors.get(tag)
-                self._version += 1
-                self._tensors[tag] = _Tagged(self._version, tensor)
-                serving = [each for each in list(workers) if each.state is State.READY]
+            before = self._tensors.get(tag)
+            serving: list[Worker] = []
             try:
+                with self._lock:
+                    self._version += 1
+                    self._tensors[tag] = _Tagged(self._version, tensor)
+                    serving = [each for each in list(workers) if each.state is State.READY]
                 self._bring_all(serving)
             except BaseException:
                 with self._lock:
                     self._version += 1
                     if before is None:
-                        del self._tensors[tag]
+                        self._tensors.pop(tag, None)
                     else:
                         self._tensors[tag] = before.of_version(self._version)
                 self._bring_all(serving)
@@ -123,7 +133,10 @@ class Broadcasts:
         """
         with self._sending:
             with self._lock:
-                if self._tensors.pop(tag, None) is None:
+                # After an exception in the middle, the next call drops the rest.
+                is_known = tag in self._tensors or any(tag in each.tags for each in list(workers))
+                self._tensors.pop(tag, None)
+                if not is_known:
                     raise MissingTag(f"there is no broadcast tensor with the tag {tag!r}", tag=tag)
                 serving = [each for each in list(workers) if each.state is State.READY]
             self._bring_all(serving)

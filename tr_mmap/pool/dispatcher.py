@@ -76,7 +76,7 @@ class Dispatcher(Sending):
         self.has_ended = threading.Event()
         self._commands: deque[Callable[[], None]] = deque()
         self._thread: Background | None = None
-        self._starting = threading.Lock()  # held for the start of the thread
+        self._starting = threading.RLock()  # held for the start of the thread; a signal handler may submit meanwhile
         self._ident = 0
         self._sleep_now = _Sleep()
         self._is_full = False  # all workers have as many requests as they may: only an answer changes that
@@ -90,7 +90,10 @@ class Dispatcher(Sending):
         """Begin, if it has not begun."""
         with self._starting:
             if self._thread is None:
-                self._thread = Background(self._run)
+                made = Background(self._run)
+                if self._thread is None:  # no call before the next line: a signal handler may have begun another one
+                    self._thread = made
+            self._thread.wake()  # which does nothing before it is noted here
 
     def submit(self, task: Task) -> None:
         """Take a request.
@@ -162,6 +165,10 @@ class Dispatcher(Sending):
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self, thread: Background) -> bool:
+        while self._thread is None and not thread.has_to_return:
+            thread.sleep(None)
+        if self._thread is not thread:  # another one was begun, or this one was interrupted by a fork
+            return self._thread is not None
         self._ident = threading.get_ident()
         try:
             while not thread.has_to_return:

@@ -26,12 +26,16 @@ class Jobs:
         self._thread: Background | None = None
 
     def start(self) -> None:
-        """Begin. Any thread.
+        """Begin, if it has not begun. Any thread.
 
         Raises:
             SystemLimit: the system has no thread left.
         """
-        self._thread = Background(self._run)
+        if self._thread is None:
+            made = Background(self._run)
+            if self._thread is None:  # no call before the next line: a signal handler may have begun another one
+                self._thread = made
+        self._thread.wake()  # which does nothing before it is noted here
 
     def do(self, job: Callable[[], None], *, is_first: bool = False) -> None:
         """Have a function called soon, before all others or after them. Any thread."""
@@ -48,6 +52,10 @@ class Jobs:
             self._thread.stop()
 
     def _run(self, thread: Background) -> bool:
+        while self._thread is None and not thread.has_to_return:
+            thread.sleep(None)
+        if self._thread is not thread:  # another one was begun, or this one was interrupted by a fork
+            return self._thread is not None
         while not thread.has_to_return:
             while self._jobs and not thread.has_to_return:
                 job = self._jobs.popleft()

@@ -113,7 +113,7 @@ class PoolLifecycle(Executor):
             self, self._dispatcher.shut, is_cancelling=False, grace_s=EXIT_TIMEOUT_MS / 1000
         )
         self._finalizer.atexit = False  # _end_all() waits for all pools
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a signal handler may submit during the first submit
         self._is_started = False
 
     def __repr__(self) -> str:

@@ -112,7 +112,7 @@ class Staff:
     # -- what takes long ----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin the two threads. Called once, by any thread.
+        """Begin the two threads, as far as they have not begun. Any thread.
 
         Raises:
             SystemLimit: the system has no thread left.
