@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from tr_mmap import BadMessage, MissingPackage, SessionPool
 from tr_mmap.pool import progress
 from tr_mmap.pool.arguments import message_of
 from tr_mmap.pool.batches import ITEM_NBYTES, kind_of
-from tr_mmap.pool.chunks import Chunk
-from tr_mmap.pool.mapping import Feed
+from tr_mmap.pool.chunks import Chunk, ChunkTask
+from tr_mmap.pool.mapping import Feed, MapResults
 from tr_mmap.pool.pace import Pace
 from tr_mmap.pool.places import Places
 
@@ -211,6 +211,24 @@ def test_a_pool_that_can_start_none_waits_for_a_request() -> None:
     assert pace.may_start(1000.0, has_work=True)
     pace.note_useful()
     assert pace.may_start(0.0, has_work=False)
+
+
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_a_slow_consumer_does_not_let_the_workers_run_dry(monkeypatch: pytest.MonkeyPatch, is_ordered: bool) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # no iterable is slow
+    submitted: list[ChunkTask] = []
+
+    def make_feed(tell: Callable[[Chunk], None]) -> Feed:
+        return Feed("say", small(), 1, lambda _: "numpy", 1.0, 0, lambda tensors: (tensors, None), tell)
+
+    results = MapResults(make_feed, submitted.append, lambda: None, 4, None, None, is_ordered, 1.0)  # type: ignore[arg-type]
+    for taken in range(6):
+        assert len(submitted) == 4 + taken
+        for task in submitted[taken:]:  # all that was submitted is done before the next result is taken
+            if task._chunk.missing:
+                task._chunk.note(0, ["x"])
+        assert next(results) == "x"
+    results.close()
 
 
 def test_a_request_goes_where_its_argument_lies(pool: SessionPool) -> None:

@@ -369,7 +369,10 @@ class AsyncMapResults(AsyncIterator[Any]):
         return self._chunks[0].is_done if self._is_ordered else bool(self._finished)
 
     async def _fill(self) -> None:
-        while len(self._chunks) < self._most and not (self._chunks and self._is_there()):
+        until_s = time.monotonic() + FILL_S
+        while len(self._chunks) < self._most and (
+            not self._chunks or not self._is_there() or time.monotonic() < until_s
+        ):
             most = self._feed.size
             if self._is_fed:
                 most = await self._read(most)

@@ -244,9 +244,9 @@ class MapResults(Iterator[Any]):
 
     def _fill(self) -> None:
         """Read and submit as many chunks as there may be. May be called again after an exception in the middle."""
-        feed, chunks = self._feed, self._chunks
+        feed, chunks, until_s = self._feed, self._chunks, time.monotonic() + FILL_S
         while feed.made is not None or len(chunks) < self._most:
-            if feed.made is None and chunks and self._is_there():
+            if feed.made is None and chunks and self._is_there() and time.monotonic() >= until_s:
                 return  # a slow iterable does not hold up the results
             chunk = feed.next_chunk()
             if chunk is None:
