@@ -94,10 +94,15 @@ def _with_each_value(items: list[pytest.Item]) -> list[pytest.Item]:
     return [each for each in items if each in chosen or not each.get_closest_marker("each_value")]
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
     """What was collected stays: else each collection of garbage would look through these half a million objects."""
-    gc.collect()
-    gc.freeze()
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

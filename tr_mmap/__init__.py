@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .pool.pool import SessionPool
     from .pool.stats import PoolWorkerStats, SessionPoolStats
     from .sessions.workspace import SweepReport, sweep
-    from .shm.pool import PoolStats
+    from .shm.stats import PoolStats, ReaderStats
     from .tsr import Header, from_file, load, memmap, read_header, save
     from .worker.functions import Server
     from .worker.server import TechRenaissanceServer
@@ -66,6 +66,7 @@ __all__ = [
     "save",
     "sweep",
     "PoolStats",
+    "ReaderStats",
     "SessionStats",
     "SweepReport",
     "WorkerState",
@@ -114,7 +115,8 @@ _HOMES: Final = {
     "read_header": "tsr",
     "save": "tsr",
     "sweep": "sessions.workspace",
-    "PoolStats": "shm.pool",
+    "PoolStats": "shm.stats",
+    "ReaderStats": "shm.stats",
     "SessionStats": "controller.stats",
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",

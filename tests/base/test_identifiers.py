@@ -27,7 +27,7 @@ def test_bad_tags_are_refused(tag: Any) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-@pytest.mark.parametrize("tag", ["result_0", "result_123", "segment_7"])
+@pytest.mark.parametrize("tag", ["result_0", "result_123", "segment_7", "given-3_12", "given-file_0"])
 def test_the_librarys_own_names_are_refused_as_tags(tag: str) -> None:
     with pytest.raises(BadTag, match="own names"):
         check_tag(tag)

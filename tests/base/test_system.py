@@ -37,7 +37,7 @@ ELSEWHERE = {
     *{("background.py", "close"), ("background.py", "pipe"), ("background.py", "write")},  # what wakes a thread
     *{("doorbell.py", "lstat"), ("reader.py", "fstat"), ("log.py", "fstat"), ("by_hand.py", "lstat")},  # mere looks
     ("by_hand.py", "fstat"),
-    *{("segment.py", "fstat"), ("files.py", "stat"), ("files.py", "lstat")},  # mere looks, too
+    *{("segment.py", "fstat"), ("readers.py", "fstat"), ("files.py", "stat"), ("files.py", "lstat")},  # looks, too
     *{("directory_key.py", "lstat"), ("projects.py", "stat")},
     *{("ring.py", "fstat"), ("ring.py", "write")},  # the bell, which wakes a process
     # A mirror that cannot be written is no error of anybody's: it stays as it is. (The extension does the same in C.)

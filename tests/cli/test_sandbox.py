@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import tr_mmap
 from tr_mmap.cli import app
 from tr_mmap.cli.sandbox_arguments import WrongArgument, write_outputs
+from tr_mmap.sandbox import diagnosis
 
 WASM = ROOT / "examples" / "wasm"
 DOUBLE = "def double(inputs):\n    print('doubling')\n    return {'y': inputs['x'] * inputs.get('n', 2)}\n"
@@ -315,29 +317,36 @@ def test_a_missing_package_is_a_status_of_its_own(place: Path) -> None:
 # -- doctor, help -----------------------------------------------------------------------------------------------------
 
 
-def test_doctor_says_what_is_active_and_which_kinds_work(tmp_path: Path) -> None:
+def test_doctor_says_what_is_active_and_which_kinds_work_also_in_plain_text_without_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, found = diagnosis.diagnose, []
+    monkeypatch.setattr(diagnosis, "diagnose", lambda: found.append(real()) or found[0])
     ended = run("doctor")
     assert ended.exit_code == 0, ended.stdout
     for text in ("landlock", "active", "contained", "works", "python-wasm", "Algorithms of the default kind run here."):
         assert text in ended.stdout
     assert all(len(line) <= 80 for line in ended.stdout.splitlines())
-
-
-def test_doctor_is_plain_text_without_rich(tmp_path: Path) -> None:
     program = (
-        "import sys\nfor name in ('rich', 'rich.console', 'rich.table'): sys.modules[name] = None\n"
-        "from tr_mmap.sandbox.diagnosis import diagnose\nfrom tr_mmap.cli.sandbox_screens import show_diagnosis\n"
-        "show_diagnosis(diagnose(), is_json=False)"
+        "import pickle, sys\nfor name in ('rich', 'rich.console', 'rich.table'): sys.modules[name] = None\n"
+        "from tr_mmap.cli.sandbox_screens import show_diagnosis\n"
+        "show_diagnosis(pickle.load(sys.stdin.buffer), is_json=False)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert "  contained" in ended.stdout
-    assert "\x1b" not in ended.stdout
+    plain = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps(found[0]),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert b"  contained" in plain.stdout
+    assert b"\x1b" not in plain.stdout
 
 
 def test_doctor_without_the_extension_names_the_compiler_and_shows_no_traceback() -> None:
     program = (
         "import sys\nfor name in ('_kernel', '_arena'): sys.modules['tr_mmap.sandbox.' + name] = None\n"
+        "sys.modules['torch'] = None\n"  # whose kind would only take its time here
         "sys.argv = ['tr-mmap', 'sandbox', 'doctor']\nfrom tr_mmap.cli import main\nmain()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -97,7 +97,7 @@ def forks(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def at_once(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program of the tests of many requests at once, with ThreadSanitizer."""
-    return compiled(quick_compiler, request, "at_once", AT_ONCE, ["-fsanitize=thread", "-O1"])
+    return compiled(quick_compiler, request, "at_once", AT_ONCE, ["-fsanitize=thread"])
 
 
 def asking(program: Path, folder: Path) -> Any:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -236,20 +237,21 @@ def test_each_language_judges_the_other_s_processes_of_another_namespace_of_pids
             places = [Path(ours.session_dir()), Path(ours.session_dir()).with_name("tr_session_stage")]
             own_manifest = (places[0] / "session.json").read_text()
             workers = [_move_to_another_namespace(each) for each in places]
-            half_made = places[0].with_name(".new-2147483647-1-ab")
-            half_made.mkdir()
-            with (half_made / "controller.lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            half_made = [places[0].with_name(f".{kind}-2147483647-1-ab") for kind in ("new", "pool")]
+            with ExitStack() as files:
+                for each in half_made:
+                    each.mkdir()
+                    fcntl.flock(files.enter_context((each / "controller.lock").open("w")), fcntl.LOCK_EX)
                 for look in (tr_mmap.sweep, lambda: ask("sweep")):
                     look()
-                    assert [each.exists() for each in (*places, half_made)] == [True] * 3
+                    assert [each.exists() for each in (*places, *half_made)] == [True] * 4
             in_use = subprocess.run(
                 [suite, "stage", "claim"], env=environment, capture_output=True, text=True, timeout=120, check=False
             )
             assert in_use.returncode == 1
             assert "of another container or namespace of pids, is alive" in in_use.stderr
             ask("sweep")
-            assert [each.exists() for each in (*places, half_made)] == [True, True, False]
+            assert [each.exists() for each in (*places, *half_made)] == [True, True, False, False]
             os.kill(workers[1], signal.SIGSTOP)  # or it would remove the session itself
             theirs.kill()
             theirs.wait()

@@ -125,7 +125,7 @@ WORKERS = {"matrix_math_server.py", "decorator_worker.py", "many_at_once_worker.
 def run(name: str, workspace: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     usual = {"TR_WORKSPACE": str(workspace), "PYTHONIOENCODING": "utf-8", "COLUMNS": "80"}
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, str(Path(__file__).with_name("run_program.py")), str(EXAMPLES / name), *arguments],
         cwd=workspace.parent,  # an example must not depend on where it is started
         env={**os.environ, **usual, **environment},
         capture_output=True,

@@ -186,6 +186,81 @@ def test_owner_and_reader_never_both_have_a_segment(native: ModuleType) -> None:
     assert not torn
 
 
+LINES, LINE = 64, 8  # words of a segment's header page
+
+
+def test_an_owner_asks_the_lines_of_members_only_and_the_strongest_lease_counts(native: ModuleType) -> None:
+    buffer, page = memory(), memory(4096)
+    words = buffer.cast("Q")
+    owner = native.LeaseWords(buffer, page)
+    for line in (0, 7, 8, 55):
+        words[LINES + line * LINE] = 1
+        assert owner.lease() == owner.claim() == 0
+        native.set_member(page, line, True)
+        assert page[line] == 1
+        assert owner.lease() == owner.claim() == owner.retire() == 1
+        words[LEASE] = 2
+        assert owner.lease() == 2
+        words[LEASE] = 0
+        words[LINES + line * LINE] = 2
+        assert owner.lease() == owner.claim() == 2
+        words[LINES + line * LINE] = 0
+        assert owner.lease() == 0
+        native.set_member(page, line, False)
+    assert bytes(page[:64]) == bytes(64)
+    words[GUEST] = 1
+    assert owner.lease() == 0
+    assert owner.claim() == 2
+
+
+def test_readers_with_lines_of_their_own_do_not_touch_each_others_leases(native: ModuleType) -> None:
+    buffer, page = memory(), memory(4096)
+    words = buffer.cast("Q")
+    owner = native.LeaseWords(buffer, page)
+    readers = [native.LeaseWords(buffer, None, line) for line in range(56)]
+    words[LAYOUT] = 1
+    owner.stamp(1)
+    for line, reader in enumerate(readers):
+        native.set_member(page, line, True)
+        assert reader.acquire(1) == 1
+    assert [words[LINES + line * LINE] for line in range(56)] == [1] * 56
+    assert words[LEASE] == 0
+    for line in range(56):
+        assert owner.claim() == 1
+        words[LINES + line * LINE] = 0
+    assert owner.claim() == 0
+
+
+def test_lines_that_are_not_there_are_refused(native: ModuleType) -> None:
+    for line in (-1, 56, 2**40):
+        with pytest.raises(ValueError, match="no lease line"):
+            native.LeaseWords(memory(), None, line)
+        with pytest.raises(ValueError, match="no lease line"):
+            native.set_member(memory(4096), line, True)
+    with pytest.raises(ValueError, match=r"."):
+        native.LeaseWords(memory(4088), None, 0)
+    with pytest.raises(ValueError, match=r"."):
+        native.LeaseWords(memory(), memory(48))
+
+
+def test_a_view_leases_the_line_of_its_reader(native: ModuleType) -> None:
+    file, page = memory(8192), memory(4096)
+    words = file.cast("Q")
+    owner = native.OwnerSegment(file, page)
+    leased = native.ReaderSegment(file, file.toreadonly(), 9)
+    words[LAYOUT] = 1
+    owner.stamp(1)
+    native.set_member(page, 9, True)
+    leased.set_layout(1, np.dtype("f4"), (8,), 4096)
+    assert native.view_of(np.zeros(3)) is None
+    view = leased.view(1)
+    assert native.view_of(view[2:]) is leased
+    assert (words[LEASE], words[LINES + 9 * LINE], owner.claim()) == (0, 1, 1)
+    del view
+    native.drain()
+    assert owner.claim() == 0
+
+
 @pytest.mark.parametrize("buffer", [bytes(4096), bytearray(100), memoryview(bytearray(4104))[1:]])
 def test_what_cannot_hold_a_line_is_refused(native: ModuleType, buffer: Any) -> None:
     if native is plain and isinstance(buffer, memoryview):

@@ -32,8 +32,12 @@ def test_each_request_has_its_own_result(shared: Way) -> None:
     assert [shared.result(each) for each in tokens] == [str(number) for number in range(300)]
 
 
-def test_both_workers_are_used(shared: Way) -> None:
-    assert len({shared.result(each) for each in [shared.submit("pid") for _ in range(40)]}) == 2
+def test_both_workers_are_used(shared: Way, gate: Gate) -> None:
+    held = shared.submit(gate.message)
+    gate.wait_for_worker()
+    assert int(shared.ask("pid"))  # while one of them is at the gate
+    gate.let_go("through")
+    assert shared.result(held) == "through"
 
 
 @pytest.mark.parametrize(

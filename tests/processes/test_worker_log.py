@@ -370,6 +370,27 @@ def test_a_forwarder_has_no_thread_while_its_process_forks(
     forwarder.stop(BOUND_S)
 
 
+def test_a_forwarder_that_is_stopped_just_after_a_look_copies_what_was_written_since(
+    log: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = log
+    sink = new_sink(monkeypatch)
+    real, looks = LogForwarder._read, []
+
+    def read(self: LogForwarder) -> bytes:
+        data = real(self)
+        looks.append(data)
+        if len(looks) == 1:
+            os.write(fd, b"the end\n")
+            self.stop()
+        return data
+
+    monkeypatch.setattr(LogForwarder, "_read", read)
+    forwarder = LogForwarder(path, from_start=True)
+    wait_for(lambda: forwarder._fd < 0)
+    assert (looks[0], sink.text) == (b"", "the end\n")
+
+
 # -- the newest lines of a worker that a fatal error has ended ---------------------------------------------------------
 
 

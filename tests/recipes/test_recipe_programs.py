@@ -130,7 +130,8 @@ def served(tmp_path: Path) -> Path:
 
 def run_served(folder: Path, worker: str, program: str) -> str:
     (folder / "worker.py").write_text(worker)
-    (folder / "main.py").write_text(f"import os\nos.chdir(os.path.dirname(__file__))\n{program}")
+    start = "import gc, os\ngc.disable()\nos.chdir(os.path.dirname(__file__))\n"
+    (folder / "main.py").write_text(f"{start}{program}gc.freeze()\n")
     return run_recipe(folder / "main.py")
 
 

@@ -259,35 +259,39 @@ def test_a_model_that_stores_into_its_input_changes_its_own_copy(box: Sandbox, s
     assert x.tolist() == [0] * 5
 
 
-def test_inputs_count_for_no_limit_however_large_and_memory_does() -> None:
+@pytest.fixture(scope="module")
+def small_box() -> Iterator[Sandbox]:
     with Sandbox("torch", limits=Limits(memory_nbytes=100 << 20, wall_ms=60_000, cpu_ms=60_000)) as box:
-        algorithm = box.register("sum", "def process(inputs): return float(inputs['x'].sum())", reuse=True)
-        x = np.ones(40 << 20, np.float32)
-        for _ in range(2):
-            assert box.run(algorithm, {"x": x}).outputs["output"] == x.size
-        for code in (
-            "import torch; output = torch.ones(120 << 20, dtype=torch.uint8)",
-            "output = bytearray(120 << 20)",
-        ):
-            with pytest.raises((LimitExceeded, AlgorithmError), match="memory") as caught:
-                box.execute(code)
-            assert isinstance(caught.value, LimitExceeded), caught.value.type
-            assert caught.value.limit == "memory_nbytes"
+        yield box
 
 
-def test_memory_that_inputs_do_not_fill_is_not_the_algorithms(tmp_path: Path) -> None:
+def test_inputs_count_for_no_limit_however_large_and_memory_does(small_box: Sandbox) -> None:
+    algorithm = small_box.register("sum", "def process(inputs): return float(inputs['x'].sum())", reuse=True)
+    x = np.ones(40 << 20, np.float32)
+    for _ in range(2):
+        assert small_box.run(algorithm, {"x": x}).outputs["output"] == x.size
+    for code in (
+        "import torch; output = torch.ones(120 << 20, dtype=torch.uint8)",
+        "output = bytearray(120 << 20)",
+    ):
+        with pytest.raises((LimitExceeded, AlgorithmError), match="memory") as caught:
+            small_box.execute(code)
+        assert isinstance(caught.value, LimitExceeded), caught.value.type
+        assert caught.value.limit == "memory_nbytes"
+
+
+def test_memory_that_inputs_do_not_fill_is_not_the_algorithms(small_box: Sandbox, tmp_path: Path) -> None:
     """What the sandbox keeps of a former run is larger than these inputs, and so is the file of the last one."""
     with open(tmp_path / "large", "wb") as file:
         file.truncate(400 << 20)
-    with Sandbox("torch", limits=Limits(memory_nbytes=100 << 20, wall_ms=60_000, cpu_ms=60_000)) as box:
-        take = box.register(
-            "take", "import torch\ndef process(i): return float(torch.ones(200 << 20, dtype=torch.int8)[-1])"
-        )
-        box.execute("output = 1", {"x": np.zeros(320 << 20, np.uint8)})
-        inputs = [np.zeros(size << 20, np.uint8) for size in (84, 88, 92, 96)]
-        for x in [*inputs, np.memmap(tmp_path / "large", np.uint8, "r", shape=(4 << 20,))]:
-            with pytest.raises(LimitExceeded, match="memory"):
-                box.run(take, {"x": x})
+    take = small_box.register(
+        "take", "import torch\ndef process(i): return float(torch.ones(200 << 20, dtype=torch.int8)[-1])"
+    )
+    small_box.execute("output = 1", {"x": np.zeros(320 << 20, np.uint8)})
+    inputs = [np.zeros(size << 20, np.uint8) for size in (84, 88, 92, 96)]
+    for x in [*inputs, np.memmap(tmp_path / "large", np.uint8, "r", shape=(4 << 20,))]:
+        with pytest.raises(LimitExceeded, match="memory"):
+            small_box.run(take, {"x": x})
 
 
 # -- bundles ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tr_mmap.processes.life_lock import LifeLock
 from tr_mmap.sessions import manifest as manifests
 from tr_mmap.sessions.workspace import Workspace
 from tr_mmap.wire.messages import MIRROR_DELAY_S
-from tr_mmap.wire.names import CONTROLLER_LOCK_FILE, MANIFEST_FILE, WORKER_LOCK_FILE
+from tr_mmap.wire.names import CONTROLLER_LOCK_FILE, MANIFEST_FILE, NEW_PREFIX, POOL_PREFIX, WORKER_LOCK_FILE
 from tr_mmap.wire.waits import MIRROR_CHECK_S
 
 
@@ -77,10 +77,11 @@ def test_a_session_of_another_container_without_locks_is_never_removed(ws: Works
     assert (path / "a.tsr").exists()
 
 
-def test_a_session_that_another_container_is_just_making_stays(ws: Workspace) -> None:
+@pytest.mark.parametrize("prefix", [NEW_PREFIX, POOL_PREFIX])
+def test_a_session_that_another_container_is_just_making_stays_and_so_does_its_pool(ws: Workspace, prefix: str) -> None:
     sessions = Path(ws.root) / "python_session"
     sessions.mkdir(mode=0o700)
-    half = sessions / ".new-1-2-0a"  # a pid and a start that are nobody's here
+    half = sessions / f"{prefix}1-2-0a"  # a pid and a start that are nobody's here
     half.mkdir()
     lock = hold(half / CONTROLLER_LOCK_FILE)
     ws.sweep()

@@ -78,14 +78,15 @@ def test_sweep_removes_what_the_dead_had_half_made_or_half_removed(
 ) -> None:
     sessions = Path(ws.root) / "python_session"
     sessions.mkdir(mode=0o700)
-    for kind in ("new", "gone"):
+    for kind in ("new", "gone", "pool"):
         for identity in (dead, living[1], Identity.local(living[1].pid, living[1].start_ticks - 1)):
             (sessions / f".{kind}-{identity.pid}-{identity.start_ticks}-0a").mkdir()
     (sessions / ".gone-x-1-0a").mkdir()
     (sessions / "notes").write_text("")
     ws.sweep()
     alive = f"{living[1].pid}-{living[1].start_ticks}-0a"
-    assert sorted(os.listdir(sessions)) == sorted([f".gone-{alive}", ".gone-x-1-0a", f".new-{alive}", "notes"])
+    kept = [f".gone-{alive}", ".gone-x-1-0a", f".new-{alive}", f".pool-{alive}", "notes"]
+    assert sorted(os.listdir(sessions)) == sorted(kept)
 
 
 def test_sweep_leaves_no_empty_directories(default_parent: Path, dead: Identity) -> None:

@@ -35,7 +35,7 @@ def distance(metric: str, a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> f
 def test_the_nearest_are_those_of_a_plain_loop(root: Path, kind: str, metric: str) -> None:
     random = np.random.default_rng(1)
     with Store("kinds", root, dtype=kind, metric=metric, indexed=("third",)) as store:
-        rows = random.integers(0 if kind.startswith("u") else -8, 8, (3000, 16)).astype(np.float32)
+        rows = random.integers(0 if kind.startswith("u") else -8, 8, (1200, 16)).astype(np.float32)
         ids = store.add_many({"vector": row, "metadata": {"third": n % 3}} for n, row in enumerate(rows))
         for gone in ids[100:700:7]:
             store.delete(gone)

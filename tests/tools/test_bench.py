@@ -454,12 +454,16 @@ def test_a_peer_that_would_take_too_long_is_cut_off(monkeypatch):
     assert measured.skipped[0]["reason"].startswith("not run: too slow (about ")
 
 
+# For a program that runs for a moment: g++ with -O2 compiles it for longer than all the rest takes.
+QUICK_BUILD = {"CXX": os.environ.get("CXX") or shutil.which("clang++") or "g++", "CXXFLAGS": "-O0"}
+
+
 def test_a_tiny_run_writes_its_results(tmp_path):
     run = subprocess.Popen(
         [sys.executable, str(TOOLS / "bench"), "--quick", "--budget", "2",
          "--only", "semaphore,ours,ours-loaned,cpp-loaned,pipe",
          "--out", str(tmp_path / "out"), "--no-plots"],
-        env={**os.environ, "TR_WORKSPACE": str(tmp_path / "workspace"), "PYTHONIOENCODING": "utf-8"},
+        env={**os.environ, **QUICK_BUILD, "TR_WORKSPACE": str(tmp_path / "workspace"), "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -468,10 +472,11 @@ def test_a_tiny_run_writes_its_results(tmp_path):
     assert run.returncode == 0, errors
     found = json.loads((tmp_path / "out" / "bench.json").read_text())
     wanted = {"semaphore", "ours", "ours-loaned", "cpp-loaned"} - set(found["absent"])
-    assert {(each["peer"], each["nbytes"]) for each in found["sweep"]} >= {
-        (peer, nbytes) for peer in wanted for nbytes in SIZES
-    }
-    assert set(found["absent"]) <= ({"cpp-loaned"} if shutil.which(os.environ.get("CXX", "g++")) is None else set())
+    measured = {(each["peer"], each["nbytes"]) for each in found["sweep"]}
+    assert measured >= {(peer, SIZES[0]) for peer in wanted}
+    too_slow = {(each["peer"], each["nbytes"]) for each in found["skipped"] if "too slow" in each["reason"]}
+    assert measured | too_slow >= {(peer, nbytes) for peer in wanted for nbytes in SIZES}  # on a busy machine
+    assert set(found["absent"]) <= ({"cpp-loaned"} if shutil.which(QUICK_BUILD["CXX"]) is None else set())
     assert all(each["n"] >= 1 and each["median_us"] > 0 for each in found["sweep"])
     assert "multiprocessing.Pipe" in (tmp_path / "out" / "bench.md").read_text()
     assert not [name for name in os.listdir("/dev/shm") if f"tr_bench_{run.pid}_" in name]

@@ -49,7 +49,7 @@ def blocking(tmp_path: Path) -> Iterator[SegmentControllerTransfer]:
 def wait_until_paused(transfer: SegmentControllerTransfer) -> None:
     limit = threading.Event()
     for _ in range(10_000):
-        if transfer._paused:
+        if transfer.access.paused:
             return
         limit.wait(0.001)
     pytest.fail("the other thread does not wait for room")
@@ -98,11 +98,11 @@ def test_a_pool_is_put_right_after_two_threads_have_waited_for_room(blocking: Se
     blocking.drop("held")
     for thread in threads:
         thread.join()
-    assert blocking._paused == blocking._depth == 0
+    assert blocking.access.paused == blocking.access.depth == 0
     fail(blocking)
-    assert blocking._has_failed
+    assert blocking.access.has_failed
     blocking.drop("t0")
-    assert not blocking._has_failed
+    assert not blocking.access.has_failed
 
 
 def test_a_failed_call_takes_nothing_from_a_request_of_another_thread(mapped: PythonSession) -> None:
@@ -156,7 +156,7 @@ def test_an_error_that_changed_nothing_needs_no_repair_and_names_a_few_of_many_t
         transfer.put(f"tag_{number:02}", np.zeros(2))
     with pytest.raises(MissingTag, match=r"tag_00, .*tag_19 and 30 more$"):
         transfer.drop("nope")
-    assert not transfer._has_failed
+    assert not transfer.access.has_failed
     transfer.close()
 
 

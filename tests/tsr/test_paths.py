@@ -450,6 +450,7 @@ def _moving(places: list[Path], stop: threading.Event) -> None:
             os.chdir(place)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("options", [{}, {"version": 1}, {"key": bytes(32)}, {"checksum": True}])
 @pytest.mark.parametrize("name", ["rel.tsr", "./rel.tsr", "../b/rel.tsr", "link.tsr", "part/rel.tsr"])
 def test_a_relative_path_is_resolved_once_by_a_save(

@@ -15,7 +15,7 @@ from support import ROOT
 from tr_mmap.base.identifiers import is_doorbell_name, is_plain_tag, is_segment_name, is_session_id
 from tr_mmap.tsr.dtypes import by_name
 from tr_mmap.tsr.header import encode_v0, encode_v1, encode_v2
-from tr_mmap.wire import header, messages, names
+from tr_mmap.wire import header, messages, names, segments
 
 GENERATOR = ROOT / "tools" / "generate_wire.py"
 NATIVE = ROOT / "tr_mmap" / "native"
@@ -79,7 +79,7 @@ def test_every_field_of_a_header_is_at_its_offset() -> None:
     wanted = (header.MAGIC, 2, header.V2_HEADER_NBYTES, flags, 6, 2, 120, 15, 123, 9, 512, 7, 7, 0, 0, 7, (3, 5))
     assert [each[0] if len(each) == 1 else each for each in found.values()] == list(wanted)
     named = {name for name in vars(header) if name.endswith("_OFFSET") and not name.startswith(("V0_", "V1_"))}
-    assert named - set(FIELDS) == {"LIVE_OFFSET", "RESERVED_OFFSET", "HEADER_CHECKSUM_OFFSET"}
+    assert named - set(FIELDS) == {"LIVE_OFFSET", "LINES_OFFSET", "RESERVED_OFFSET", "HEADER_CHECKSUM_OFFSET"}
 
 
 def test_every_field_of_an_older_header_is_at_its_offset() -> None:
@@ -99,6 +99,12 @@ def test_the_words_of_the_live_line_are_its_offsets_in_words_of_eight_bytes() ->
         ("SEQ_COPY", "SEQ_COPY"),
     ):
         assert getattr(header, f"{word}_WORD") * 8 == getattr(header, f"{offset}_OFFSET")
+
+
+def test_the_lease_lines_are_behind_the_header_and_end_with_its_page() -> None:
+    assert header.V2_HEADER_NBYTES <= header.LINES_OFFSET == header.LINES_WORD * 8
+    assert header.LINE_NBYTES == header.LINE_WORDS * 8 == 64
+    assert header.LINES_OFFSET + header.MAX_READERS * header.LINE_NBYTES == segments.HEAD_NBYTES
 
 
 def test_dtype_codes_are_counted_from_one_and_never_given_twice() -> None:

@@ -23,13 +23,15 @@ BEFORE
 server.run()
 """
 CLASS = """
-import sys
+import gc, sys
 from tr_mmap import TechRenaissanceServer
 
 class Worker(TechRenaissanceServer):
     def main_logic(self, command, parameters):
         if command == "loaded":
             self.write_response("", str("torch" in sys.modules))
+        elif command == "collected":
+            self.write_response("", f"{gc.isenabled()} {gc.get_freeze_count() > 100_000}")
         else:
             self.send_tensors(*self.get_tensors(parameters))
         return True
@@ -73,6 +75,7 @@ def test_torch_is_loaded_when_a_subclass_says_that_it_is_ready_and_not_before(tm
         assert session.wait_until_ready(FOREVER_MS)
         assert has_loaded_torch(session)
         assert session.fetch_response("loaded") == "True"
+        assert session.fetch_response("collected") == "True True"  # they go on, and look at none of torch's objects
         log = Path(session.session_dir(), "worker.log").read_text()
         assert run != "its own" or "loaded when attached: False" in log
 

@@ -9,11 +9,14 @@ from ..errors import BadMessage, BadTag
 from ..wire.messages import MAX_SPILL_TOKEN_LENGTH, REQUEST_STEM, RESPONSE_STEM, SPILL_SUFFIX
 from ..wire.names import (
     DOORBELL_PREFIX,
+    GIVEN_FILE_PREFIX,
+    GIVEN_PREFIX,
     MAX_DOORBELL_LENGTH,
     MAX_SEGMENT_NAME_LENGTH,
     MAX_SESSION_ID_LENGTH,
     MAX_TAG_LENGTH,
     NAME_PUNCTUATION,
+    READERS_SUFFIX,
     RESULT_PREFIX,
     SEGMENT_PREFIX,
     TENSOR_SUFFIX,
@@ -22,7 +25,9 @@ from ..wire.names import (
 __all__ = [
     "check_session_id",
     "check_tag",
+    "given_stem",
     "is_doorbell_name",
+    "is_given_file_name",
     "is_plain_tag",
     "is_result_name",
     "is_segment_name",
@@ -32,7 +37,7 @@ __all__ = [
 ]
 
 _LETTERS: Final = f"[A-Za-z0-9{re.escape(NAME_PUNCTUATION)}]"
-_RESERVED: Final = f"(?:{RESULT_PREFIX}|{SEGMENT_PREFIX})_[0-9]+"
+_RESERVED: Final = f"(?:{RESULT_PREFIX}|{SEGMENT_PREFIX}|{GIVEN_FILE_PREFIX}|{GIVEN_PREFIX}[0-9]+)_[0-9]+"
 _CHARACTERS: Final = "letters, digits, '_', '-' and '.', not beginning with a dot"
 
 _good_tag = re.compile(rf"(?!\.)(?!{_RESERVED}\Z){_LETTERS}{{1,{MAX_TAG_LENGTH}}}").fullmatch
@@ -43,7 +48,11 @@ _segment_name = re.compile(rf"(?!\.){_LETTERS}{{1,{MAX_SEGMENT_NAME_LENGTH}}}{re
 _spill_name = re.compile(
     rf"({REQUEST_STEM}|{RESPONSE_STEM})\.[0-9A-Za-z_]{{1,{MAX_SPILL_TOKEN_LENGTH}}}{re.escape(SPILL_SUFFIX)}"
 ).fullmatch
-_result_name = re.compile(rf"{RESULT_PREFIX}_[0-9]+{re.escape(TENSOR_SUFFIX)}").fullmatch
+_result_name = re.compile(
+    rf"{RESULT_PREFIX}(?:_[0-9]+{re.escape(TENSOR_SUFFIX)}|{re.escape(READERS_SUFFIX)})"
+).fullmatch
+_given_name = re.compile(rf"({GIVEN_PREFIX}[0-9]{{1,9}})_[0-9]{{1,9}}\.[0-9A-Za-z.]*", re.ASCII).fullmatch
+_given_file = re.compile(rf"{GIVEN_FILE_PREFIX}_[0-9]{{1,9}}{re.escape(TENSOR_SUFFIX)}", re.ASCII).fullmatch
 _doorbell_name = re.compile(rf"{DOORBELL_PREFIX}{_LETTERS}{{1,{MAX_DOORBELL_LENGTH}}}").fullmatch
 
 
@@ -94,8 +103,19 @@ def is_segment_name(text: str) -> bool:
     return _segment_name(text) is not None
 
 
+def given_stem(text: str) -> str:
+    """What the names of the files of one given pool begin with, by the name of one of its segments; "" for others."""
+    found = _given_name(text)
+    return "" if found is None else found[1]
+
+
+def is_given_file_name(text: str) -> bool:
+    """Whether the text is the name of a link to a plain file that the controller has loaded."""
+    return _given_file(text) is not None
+
+
 def is_result_name(text: str) -> bool:
-    """Whether the text is the file name of a worker's result."""
+    """Whether the text is the file name of a worker's result, or of the page of their readers."""
     return _result_name(text) is not None
 
 

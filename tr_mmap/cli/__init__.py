@@ -6,6 +6,7 @@ what it needs when it runs, so that ``tr-mmap --help`` imports neither numpy nor
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -57,4 +58,7 @@ def cmake_dir() -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # the interpreter's last collections would look through all that was imported

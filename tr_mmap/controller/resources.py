@@ -25,10 +25,12 @@ from ..protocol.legacy import LEGACY
 from ..protocol.messages import now_ms
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
+from ..sessions.pools import process_pool
 from ..sessions.projects import advice_on_place
 from ..sessions.secret import new_secret
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import controller_transfer
+from ..transfer.shared import PoolAccess
 from ..wire.messages import BELL_FILE
 from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import Traffic, controller_fast_path
@@ -76,6 +78,7 @@ class SessionResources(ForkAware):
         self._lock = LifeLock()  # held while the session is this object's
         self._spare = system.SpareDescriptors()  # taken while it starts, so that a start that fails can clean up
         self._was_started = False
+        self._has_transfer = False
         self.bell: system.OwnFile | None = None
         self.stop_thread: Callable[[], None] | None = None
         self._log_path = ""  # of the worker, if the log is outside the directory
@@ -91,11 +94,14 @@ class SessionResources(ForkAware):
             self._end_guard()
             raise
         try:
-            self.transfer = controller_transfer(self._channel, self.directory, options.transfer, options.views)
+            self.transfer = controller_transfer(
+                self._channel, self.directory, options.transfer, options.views, self._process_pool()
+            )
         except BaseException:
             self._give_up()
             self._end_guard()
             raise
+        self._has_transfer = True
 
     def forked_in_child(self) -> None:
         """End every wait for the worker: a handler may have forked during one, which goes on in the child."""
@@ -116,6 +122,12 @@ class SessionResources(ForkAware):
                 return None  # the start of the worker will say so
         directory = self.workspace.session_dir(self.session_id)
         return Guard(interpreter, directory, self.workspace.levels_to_remove())
+
+    def _process_pool(self) -> PoolAccess | None:
+        """The pool of this process; None for a session that must have its own."""
+        options = self.options
+        is_apart = options.auth or options.transfer.checksum or options.transfer.budget_nbytes is not None
+        return None if is_apart or self._channel == LEGACY else process_pool(self.workspace)
 
     def _end_guard(self) -> None:
         if self._guard is not None:
@@ -188,6 +200,7 @@ class SessionResources(ForkAware):
             spin_us=self.options.spin_us,
             recycle_memory=self.options.recycle_memory,
             framework="tr_mmap",
+            pool=os.path.basename(self.transfer.pool_directory) if self._has_transfer else "",
             log=self._log_path,
             created_ms=now_ms(),
         )

@@ -7,7 +7,7 @@ from typing import Final, Literal, TypeAlias
 
 from ..processes.state import ProcessState, state_of
 from ..protocol.status import Status
-from ..shm.pool import PoolStats
+from ..shm.stats import PoolStats, ReaderStats
 from ..wire.words import LAST_MOVED, PROCESS_IS
 from .worker_handle import WorkerHandle
 
@@ -46,15 +46,20 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class SessionStats(PoolStats):
-    """What the controller's side of a session holds, and what its worker does.
+    """What both sides of a session hold in shared memory, and what its worker does.
+
+    The sessions of a process share one pool of segments, and then each of them gives the numbers of all of it. A
+    session with ``auth``, ``checksum`` or ``budget_nbytes`` has its own.
 
     Attributes:
+        results: the worker's segments that are mapped here, and which of them have views in this process.
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
         is_compiled: whether this process has tr_mmap's extension; ``tr_mmap.native.WHY_NOT_COMPILED`` says why not.
         worker: what the worker does. Once it has ended, its activity stays ``"ended"`` until the next start.
     """
 
+    results: ReaderStats
     log_nbytes: int
     log_dropped_nbytes: int
     is_compiled: bool

@@ -9,7 +9,9 @@ room knows bytes, arrays and semaphores; it never knows sessions.
     the words of a segment's header that coordinate its owner and its reader, in the right memory order.
 ``OwnerSegment``, ``ReaderSegment``
     a segment on its owner's side and on its reader's side: loans, and views that hold the lease. ``loan_of`` finds the
-    segment of a loan; ``freeze`` makes a loan read-only.
+    segment of a loan; ``freeze`` makes a loan read-only. ``view_of`` finds the segment of a view.
+``set_member``
+    says that a lease line has a reader, or none, in the right memory order.
 ``finished``, ``drain``
     views and loans that have ended and whose leases and holds are still to be released (plain Python only).
 ``FreeLists``
@@ -70,6 +72,8 @@ __all__ = [
     "loan_of",
     "map_file",
     "quick_load",
+    "set_member",
+    "view_of",
 ]
 
 # Whether a segment may be filled again, and a mapped page may carry messages: always, through the extension.
@@ -101,6 +105,8 @@ if IS_COMPILED:
             loan_of,
             map_file,
             quick_load,
+            set_member,
+            view_of,
         )
     except ImportError as error:
         IS_COMPILED = False
@@ -128,6 +134,8 @@ if not IS_COMPILED and not TYPE_CHECKING:
         loan_of,
         map_file,
         quick_load,
+        set_member,
+        view_of,
     )
 
     ControllerFastPath = WorkerFastPath = None

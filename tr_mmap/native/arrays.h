@@ -13,9 +13,10 @@
 
 extern PyType_Spec free_lists_spec, loan_spec, owner_segment_spec, reader_segment_spec, view_spec;
 
-extern const char freeze_doc[], loan_of_doc[];
+extern const char freeze_doc[], loan_of_doc[], view_of_doc[];
 PyObject *py_freeze(PyObject *module, PyObject *array);
 PyObject *py_loan_of(PyObject *module, PyObject *array);
+PyObject *py_view_of(PyObject *module, PyObject *array);
 
 /* How a tensor lies in a file: its type and shape as numpy has them, and where its payload begins. */
 typedef struct {
@@ -44,5 +45,9 @@ int array_layout_matches(const ArrayLayout *self, PyObject *array);
 /* An array over the tensor that the peer published under `seq` in a ReaderSegment. NULL with a LookupError if another
  * tensor is there by now; NULL without an exception if its layout is not the one that was set. */
 PyObject *reader_segment_view(PyObject *segment, uint64_t seq);
+
+/* Whether an array is, or is part of, a view of a segment that others may read too, or a loaded file, and large enough to
+ * be handed on. */
+int is_worth_giving(const ModuleState *state, PyObject *array);
 
 #endif

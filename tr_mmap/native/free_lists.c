@@ -11,6 +11,7 @@ typedef struct {
     uint64_t seq;
     size_t takes, copied_nbytes; /* Python may set any count: as unsigned ones they wrap around */
     unsigned generation;       /* of the process that the segments belong to */
+    char hands_on;             /* the slow path may name a tensor of another pool instead of copying it */
     char is_slow_path_running; /* a thread is in the middle of the slow path, so no other may take the fast path */
 } FreeLists;
 
@@ -96,7 +97,9 @@ static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wante
         PyObject *free_list;
         OwnerSegment *segment = find(self, matches, wanted, &free_list);
         if (segment == NULL) return NULL;
-        uint64_t lease = clear_seq(segment->base.live, 0);
+        /* Looked at first: what a reader views keeps its number, so that the view can be handed on. */
+        uint64_t lease = strongest_lease(&segment->base);
+        if (lease != WIRE_LEASE_HELD) lease = clear_seq(&segment->base, 0);
         if (lease != WIRE_LEASE_FREE && lease != WIRE_LEASE_HELD) return NULL; /* the slow path retires it */
         if (lease == WIRE_LEASE_HELD && PyList_Append(self->viewed, (PyObject *)segment) < 0) return NULL;
         remove_last(free_list);
@@ -200,6 +203,7 @@ static PyObject *py_next_seq(FreeLists *self, PyObject *unused) {
 
 /* Take a segment of the array's layout, held once; NULL if the slow path is needed, or with an exception. */
 static OwnerSegment *claim(FreeLists *self, PyObject *array, int may_share) {
+    if (self->hands_on && is_worth_giving(self->state, array)) return NULL;
     WantedCopy wanted = {array, may_share};
     OwnerSegment *segment = take(self, matches_array, &wanted);
     if (segment != NULL) segment->holds = 1;
@@ -379,6 +383,7 @@ static PyMemberDef free_lists_members[] = {
     {"viewed", T_OBJECT, offsetof(FreeLists, viewed), READONLY, "segments taken off because the reader has a view"},
     {"pool_token", T_OBJECT, offsetof(FreeLists, pool_token), READONLY, "what tells its segments from other pools'"},
     {"is_slow_path_running", T_BOOL, offsetof(FreeLists, is_slow_path_running), 0, "whether a thread is in it"},
+    {"hands_on", T_BOOL, offsetof(FreeLists, hands_on), 0, "whether tensors of other pools are named, not copied"},
     {"takes", T_PYSSIZET, offsetof(FreeLists, takes), 0, "how many segments were taken from a free list"},
     {"copied_nbytes", T_PYSSIZET, offsetof(FreeLists, copied_nbytes), 0, "bytes that were copied into segments"},
     {NULL, 0, 0, 0, NULL},

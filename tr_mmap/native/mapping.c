@@ -88,6 +88,10 @@ PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize
     return (PyObject *)self;
 }
 
+int is_mapping_with_kept(const ModuleState *state, PyObject *object) {
+    return Py_IS_TYPE(object, state->mapping) && ((Mapping *)object)->kept != NULL;
+}
+
 const char map_file_doc[] =
     "map_file(fd, nbytes, offset, is_writable, is_private)\n--\n\n"
     "Map part of a file; unmapped with the last view of it.\n\n"

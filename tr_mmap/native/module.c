@@ -1,6 +1,7 @@
 /* The extension module: its state, its functions, and the fork hook. Holds no logic of its own. */
 #define TR_MMAP_IMPORTS_NUMPY
 #include "endpoint.h"
+#include "lease_words.h"
 #include "mirror.h"
 #include "sent_results.h"
 #include "traffic.h"
@@ -63,6 +64,8 @@ static PyMethodDef functions[] = {
     {"loan_of", py_loan_of, METH_O, loan_of_doc},
     {"map_file", py_map_file, METH_VARARGS, map_file_doc},
     {"quick_load", py_quick_load, METH_VARARGS, quick_load_doc},
+    {"view_of", py_view_of, METH_O, view_of_doc},
+    {"set_member", (PyCFunction)(void (*)(void))py_set_member, METH_FASTCALL, set_member_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -33,6 +33,8 @@ extern unsigned fork_generation;
 
 /* Map part of a file; NULL with an OSError. */
 PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
+/* Whether it is such a mapping, and Python has given it an object to keep. */
+int is_mapping_with_kept(const ModuleState *state, PyObject *object);
 
 /* Get and set an attribute that is a uint64_t; the closure of its PyGetSetDef is its offset. A PyMemberDef would not
  * do: CPython 3.13 takes a negative number there, as a large one. */

@@ -36,10 +36,10 @@ PyType_Spec loan_spec = {
 };
 
 static int owner_segment_init(OwnerSegment *self, PyObject *arguments, PyObject *keywords) {
-    PyObject *file;
-    static char *names[] = {"file", NULL};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O", names, &file)) return -1;
-    return lease_words_init(&self->base, file);
+    PyObject *file, *members = NULL;
+    static char *names[] = {"file", "members", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|O", names, &file, &members)) return -1;
+    return lease_words_init(&self->base, file, members, NO_LINE);
 }
 
 static int owner_segment_traverse(OwnerSegment *self, visitproc visit, void *arg) {

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 typedef struct {
@@ -88,14 +89,24 @@ static int is_valid(const Header *header, uint64_t file_nbytes, const unsigned c
     return header->header_checksum == crc_add(crc, header->dims, sizeof header->dims);
 }
 
-/* An open descriptor of a regular file, its header and its size; -1 if it cannot be had. */
-static int open_file(const char *path, Header *header, uint64_t *file_nbytes) {
+enum { TMPFS_NUMBER = 0x01021994 }; /* of statfs, as in linux/magic.h */
+
+/* The number by which a session names the file instead of copying it; 0 if it does not: it is small, or not in memory. */
+static uint64_t number_to_give(int fd, const struct stat *info) {
+    struct statfs system;
+    if (info->st_size < WIRE_GIVEN_NBYTES || fstatfs(fd, &system) != 0 || system.f_type != TMPFS_NUMBER) return 0;
+    return info->st_ino;
+}
+
+/* An open descriptor of a regular file, its header, its size and its number; -1 if it cannot be had. */
+static int open_file(const char *path, Header *header, uint64_t *file_nbytes, uint64_t *number) {
     struct stat info;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not make us wait for a writer */
     if (fd < 0) return -1;
     if (fstat(fd, &info) == 0 && S_ISREG(info.st_mode) &&
         pread(fd, header, sizeof *header, 0) == (ssize_t)sizeof *header) {
         *file_nbytes = (uint64_t)info.st_size;
+        *number = number_to_give(fd, &info);
         return fd;
     }
     close(fd);
@@ -109,8 +120,8 @@ const char quick_load_doc[] =
     "    itemsizes: bytes, the size of an element for each dtype code; 0 for none.\n"
     "    is_private: whether to map it copy-on-write, else for reading.\n\n"
     "Returns:\n"
-    "    The mapping of the file, the dtype code, the shape, the payload's offset. None if the slow path is needed:\n"
-    "    the file is another, or cannot be mapped.";
+    "    The mapping of the file, the dtype code, the shape, the payload's offset, and the file's inode if it is large\n"
+    "    and on tmpfs, else 0. None if the slow path is needed: the file is another, or cannot be mapped.";
 
 PyObject *py_quick_load(PyObject *module, PyObject *arguments) {
     PyObject *path, *result = NULL;
@@ -118,11 +129,12 @@ PyObject *py_quick_load(PyObject *module, PyObject *arguments) {
     Py_ssize_t codes;
     int is_private, fd;
     Header header;
-    uint64_t file_nbytes = 0;
+    uint64_t file_nbytes = 0, number = 0;
     if (!PyArg_ParseTuple(arguments, "O&y#p", PyUnicode_FSConverter, &path, &itemsizes, &codes, &is_private))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    fd = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? open_file(PyBytes_AS_STRING(path), &header, &file_nbytes) : -1;
+    fd = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? open_file(PyBytes_AS_STRING(path), &header, &file_nbytes, &number)
+                                                    : -1;
     Py_END_ALLOW_THREADS
     Py_DECREF(path);
     if (fd < 0) Py_RETURN_NONE;
@@ -138,7 +150,8 @@ PyObject *py_quick_load(PyObject *module, PyObject *arguments) {
         else PyTuple_SET_ITEM(shape, index, size);
     }
     if (shape != NULL)
-        result = Py_BuildValue("OiOI", mapping, (int)header.dtype_code, shape, (unsigned)header.payload_offset);
+        result = Py_BuildValue("OiOIK", mapping, (int)header.dtype_code, shape, (unsigned)header.payload_offset,
+                               (unsigned long long)number);
     Py_XDECREF(shape);
     Py_XDECREF(mapping);
     if (result != NULL) return result;

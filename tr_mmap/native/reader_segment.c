@@ -13,6 +13,7 @@ typedef struct {
     unsigned generation; /* of the process that the lease belongs to */
     char is_pinned;      /* a forked child may use a view for ever */
     char is_recent;      /* a view was made since Python cleared this */
+    char is_givable;     /* other processes may read it too, each with a lease line */
 } ReaderSegment;
 
 /* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
@@ -32,7 +33,7 @@ typedef struct {
 static void release_lease_if_unused(ReaderSegment *self) {
     if (self->views == 0 && self->generation == fork_generation)
         /* release: the loads through the views must be over when the owner sees the lease free */
-        store_release(&self->base.live->lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
+        store_release(self->base.lease, self->is_pinned ? WIRE_LEASE_PINNED : WIRE_LEASE_FREE);
 }
 
 /* NULL with an exception if it is not writable, or not of `nbytes`. */
@@ -90,12 +91,14 @@ PyType_Spec view_spec = {
 };
 
 static int reader_segment_init(ReaderSegment *self, PyObject *arguments, PyObject *keywords) {
-    PyObject *head, *file;
+    PyObject *head, *file, *line = NULL;
     Py_buffer file_buffer;
-    static char *names[] = {"head", "file", NULL};
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO", names, &head, &file)) return -1;
+    static char *names[] = {"head", "file", "line", NULL};
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OO|O", names, &head, &file, &line)) return -1;
+    Py_ssize_t number = parse_line(line);
+    if (number < NO_LINE) return -1;
     if (PyObject_GetBuffer(file, &file_buffer, PyBUF_SIMPLE) < 0) return -1;
-    if (lease_words_init(&self->base, head) < 0) {
+    if (lease_words_init(&self->base, head, NULL, number) < 0) {
         PyBuffer_Release(&file_buffer);
         return -1;
     }
@@ -159,7 +162,7 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
  * one that was set. */
 static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
     int is_foreign = self->generation != fork_generation; /* a child could not release the lease */
-    uint64_t layout_seq = is_foreign ? 0 : acquire_lease(self->base.live, seq);
+    uint64_t layout_seq = is_foreign ? 0 : acquire_lease(&self->base, seq);
     View *view = NULL;
     self->is_recent = 1;
     if (is_foreign)
@@ -212,6 +215,29 @@ static PyObject *py_view(ReaderSegment *self, PyObject *const *arguments, Py_ssi
     return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
 }
 
+/* The view at the end of an array's bases, borrowed; NULL if there is none, or if it lies over a copy-on-write mapping. */
+static View *find_view(const ModuleState *state, PyObject *array) {
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    View *view = array != NULL && Py_IS_TYPE(array, state->view) ? (View *)array : NULL;
+    return view == NULL || view->mapping != NULL ? NULL : view;
+}
+
+int is_worth_giving(const ModuleState *state, PyObject *array) {
+    if (PyArray_NBYTES((PyArrayObject *)array) < WIRE_GIVEN_NBYTES) return 0;
+    View *view = find_view(state, array);
+    if (view != NULL) return view->segment->is_givable;
+    while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
+    return array != NULL && is_mapping_with_kept(state, array); /* of a loaded file */
+}
+
+const char view_of_doc[] =
+    "view_of(array)\n--\n\nThe peer's segment that an array is a view of; None if it is no view, or a copy-on-write one.";
+
+PyObject *py_view_of(PyObject *module, PyObject *array) {
+    View *view = find_view(state_of(module), array);
+    return Py_NewRef(view == NULL ? Py_None : (PyObject *)view->segment);
+}
+
 static PyMethodDef reader_segment_methods[] = {
     {"set_layout", (PyCFunction)(void (*)(void))py_set_layout, METH_FASTCALL, set_layout_doc},
     {"view", (PyCFunction)(void (*)(void))py_view, METH_FASTCALL, view_doc},
@@ -223,12 +249,14 @@ static PyMemberDef reader_segment_members[] = {
     {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
     {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
     {"is_recent", T_BOOL, offsetof(ReaderSegment, is_recent), 0, "whether a view was made since this was cleared"},
+    {"is_givable", T_BOOL, offsetof(ReaderSegment, is_givable), 0, "whether other processes may read it too"},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyType_Slot reader_segment_slots[] = {
-    {Py_tp_doc, "ReaderSegment(head, file)\n--\n\nA segment as its reader sees it.\n\n"
-                "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading."},
+    {Py_tp_doc, "ReaderSegment(head, file, line=None)\n--\n\nA segment as its reader sees it.\n\n"
+                "Args:\n    head: its first page, mapped for writing.\n    file: the whole of it, mapped for reading.\n"
+                "    line: the number of this reader's lease line; None for the session's own reader."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, reader_segment_init},
     {Py_tp_traverse, reader_segment_traverse},

@@ -53,6 +53,11 @@
 #define WIRE_LEASE_FREE 0
 #define WIRE_LEASE_HELD 1
 #define WIRE_LEASE_PINNED 2
+#define WIRE_LINES_OFFSET 512
+#define WIRE_LINE_NBYTES 64
+#define WIRE_MAX_READERS 56
+#define WIRE_LINES_WORD 64
+#define WIRE_LINE_WORDS 8
 
 /* segments.py */
 #define WIRE_HEAD_NBYTES 4096
@@ -68,6 +73,8 @@
 #define WIRE_FEW_SEGMENTS 16
 #define WIRE_LOOKS_PER_TAKE 16
 #define WIRE_TRIM_TAKES 64
+#define WIRE_GIVEN_NBYTES 65536
+#define WIRE_APART_NBYTES 1048576
 #define WIRE_MAX_UNVIEWED 2048
 
 /* messages.py */
@@ -140,6 +147,9 @@
 #define WIRE_RESULT_PREFIX "result"
 #define WIRE_HAND_RESULT_PREFIX "by_hand"
 #define WIRE_SEGMENT_PREFIX "segment"
+#define WIRE_GIVEN_PREFIX "given-"
+#define WIRE_GIVEN_FILE_PREFIX "given-file"
+#define WIRE_READERS_SUFFIX ".readers"
 #define WIRE_DOORBELL_PREFIX "/tr_"
 #define WIRE_MAX_DOORBELL_LENGTH 240
 #define WIRE_SHM_DIR "/dev/shm"
@@ -153,6 +163,7 @@
 #define WIRE_DEFAULT_ROOT_PREFIX "tr_mmap-"
 #define WIRE_NEW_PREFIX ".new-"
 #define WIRE_GONE_PREFIX ".gone-"
+#define WIRE_POOL_PREFIX ".pool-"
 #define WIRE_TEMPORARY_PREFIX ".tr_mmap-"
 #define WIRE_TEMPORARY_SUFFIX ".tmp"
 #define WIRE_WORKSPACE_VARIABLE "TR_WORKSPACE"

@@ -51,10 +51,12 @@ class LogForwarder:
     def _run(self, background: Background) -> bool:
         is_writable = True
         try:
+            has_to_return = False
             while is_writable := self._copy(background):
-                if background.has_to_return:
+                if has_to_return:
                     return False
                 background.sleep(POLL_S)
+                has_to_return = background.has_to_return  # before the copy, or what was written meanwhile would be lost
             return True
         finally:
             if self._is_stopped or not is_writable:

@@ -44,6 +44,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         spin_us: how many microseconds either side polls for a message, at most, before it sleeps.
         recycle_memory: whether the worker keeps freed private memory for later arrays.
         framework: the library that made the session.
+        pool: the directory, beside the session's, in which the controller's process has its segments; "" if they are
+            in the session's own.
         log: the file with the worker's output, if it is outside the session's directory; else "".
         created_ms: when it was made, milliseconds since 1970.
     """
@@ -59,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     spin_us: float = 0.0
     recycle_memory: bool = True
     framework: str = ""
+    pool: str = ""
     log: str = ""
     created_ms: int = msgspec.field(default_factory=_now_ms)
 

@@ -22,7 +22,7 @@ from ..processes.identity import Identity
 from ..processes.life_lock import LifeProbe, is_alive
 from ..processes.orphans import end_heirs, end_orphan
 from ..processes.worker_log import remove_log
-from ..wire.names import CONTROLLER_LOCK_FILE, GONE_PREFIX, NEW_PREFIX, WORKER_LOCK_FILE
+from ..wire.names import CONTROLLER_LOCK_FILE, GONE_PREFIX, NEW_PREFIX, POOL_PREFIX, WORKER_LOCK_FILE
 from . import manifest as manifests
 from .manifest import Manifest
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 NO_MANIFEST: Final = "it has no manifest"  # what a judge is told of a directory without one
-_KINDS: Final = f"{re.escape(NEW_PREFIX)}|{re.escape(GONE_PREFIX)}"
+_KINDS: Final = "|".join(map(re.escape, (NEW_PREFIX, GONE_PREFIX, POOL_PREFIX)))
 parse_leftover = re.compile(rf"({_KINDS})([0-9]{{1,10}})-([0-9]{{1,20}})-[0-9a-f]+").fullmatch  # of aside()
 
 # The errors for a path that is another user's or no session. Any other error means that a call failed.

@@ -28,6 +28,7 @@ from ..wire.names import (
     DEFAULT_ROOT_PREFIX,
     GONE_PREFIX,
     NEW_PREFIX,
+    POOL_PREFIX,
     SESSION_PREFIX,
     SESSIONS_DIR,
     SHM_DIR,
@@ -179,7 +180,7 @@ class Workspace:
                 raise  # another user's directory is not ours to remove
             except BaseException:
                 if this_process.mark is owner:  # else a signal handler has forked: it is for the parent to do
-                    self._remove_if_empty()
+                    self.remove_if_empty()
                 raise
             if time.monotonic() >= deadline and kept.end_orphan(deadline + ORPHAN_WAIT_S - CLAIM_WAIT_S):
                 deadline = time.monotonic() + CLAIM_WAIT_S
@@ -225,7 +226,7 @@ class Workspace:
                 if not kept.may_pass or time.monotonic() >= deadline:
                     return False
                 time.sleep(CLAIM_RETRY_S)
-        self._remove_if_empty()
+        self.remove_if_empty()
         return True
 
     def sweep(self, *, ends_orphans: bool = False, at_most: int | None = None) -> SweepReport:
@@ -277,7 +278,7 @@ class Workspace:
             if True in [kept.end_orphan(deadline) for kept in orphans.values()]:
                 again = self.sweep()
                 return SweepReport(report.removed + again.removed, again.kept)
-        self._remove_if_empty()
+        self.remove_if_empty()
         return report
 
     def release_of(self, controllers: Container[Identity]) -> None:
@@ -299,7 +300,19 @@ class Workspace:
                     self.release(name.removeprefix(SESSION_PREFIX))
             except (TRException, OSError):
                 continue
-        self._remove_if_empty()
+        self.remove_if_empty()
+
+    def remove_pools_of(self, controller: Identity) -> None:
+        """Remove the directories of a process's segments here; the process has ended."""
+        try:
+            names = system.list_dir(self.sessions)
+        except OSError:
+            return
+        for name in names:
+            found = parse_leftover(name)
+            if found and found[1] == POOL_PREFIX and Identity.local(int(found[2]), int(found[3])) == controller:
+                system.remove_tree(os.path.join(self.sessions, name))
+        self.remove_if_empty()
 
     def _place(self, path: str, manifest: Manifest, lock: LifeLock | None) -> bool:
         """Put a new session at ``path``; False if the name is taken."""
@@ -354,7 +367,8 @@ class Workspace:
             except FileNotFoundError:  # another process's release removed it at this moment
                 continue
 
-    def _remove_if_empty(self) -> None:
+    def remove_if_empty(self) -> None:
+        """Remove the folder of sessions if it is empty, and the default workspace with it."""
         if not self._has_made_folder:
             return
         try:

@@ -10,45 +10,25 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..native import finished, loan_of
+from ..native import drain, finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.framework_names import check_framework_name
-from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LIVE_OFFSET, V2_HEADER_NBYTES
+from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LEASE_FREE, LIVE_OFFSET, V2_HEADER_NBYTES
+from .apart import CopiedTensor, StoreApart
 from .loans import describe, forbid_writing, layout_of
-from .repair import RepairableStore
 from .segment import Layout, Segment
+from .stats import PoolStats
 
-__all__ = ["PoolStats", "Segment", "SegmentPool"]
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """What a pool holds.
-
-    Attributes:
-        segments: how many there are; many small ones may be in one file.
-        nbytes: payload capacity of their files together, in bytes.
-        free_nbytes: capacity of the segments that have no hold on this side (the peer may have views of some).
-        published: tensors published since the start.
-        copied_nbytes: bytes copied into segments since the start; a loan adds none.
-        created: segments made since the start; all other publications used a segment again.
-    """
-
-    segments: int
-    nbytes: int
-    free_nbytes: int
-    published: int
-    copied_nbytes: int
-    created: int
+__all__ = ["CopiedTensor", "Segment", "SegmentPool"]
 
 
-class SegmentPool(RepairableStore):
+class SegmentPool(StoreApart):
     """Makes, fills and recycles the segments of one side of a session.
 
     Args:
@@ -57,6 +37,7 @@ class SegmentPool(RepairableStore):
         budget_nbytes: most payload capacity to hold at once; None for no limit but the file system's.
         block_ms: at the budget, how many milliseconds to wait for the reader to release views before OutOfSpace.
         checksum: whether to store each payload's CRC-32.
+        has_lines, make_directory: as of :class:`SegmentStore`.
 
     Attributes:
         is_reader_gone, pause: as of :class:`SegmentStore`.
@@ -70,8 +51,10 @@ class SegmentPool(RepairableStore):
         budget_nbytes: int | None = None,
         block_ms: float = 0.0,
         checksum: bool = False,
+        has_lines: bool = False,
+        make_directory: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(directory, prefix, budget_nbytes, block_ms)
+        super().__init__(directory, prefix, budget_nbytes, block_ms, has_lines, make_directory)
         self._has_checksum = checksum
 
     # -- publishing -----------------------------------------------------------------------------------------------
@@ -145,6 +128,29 @@ class SegmentPool(RepairableStore):
             raise
         self.copied_nbytes += array.nbytes
         return segment
+
+    def publish_copied(self, copied: CopiedTensor) -> Segment:
+        """Publish what :meth:`copy_apart` has copied, as :meth:`publish` does.
+
+        Raises:
+            SessionNotStarted: this is a child of the pool's process, or the pool was closed.
+        """
+        self.check_open()
+        segment = copied.segment
+        was_running, self.is_slow_path_running = self.is_slow_path_running, True
+        try:
+            segment.holds += 1
+            try:
+                self._stamp(segment, copied.layout)
+            except BaseException:
+                segment.release()
+                raise
+            if not segment.is_populated:
+                segment.clear_layout()  # so that no fast path takes it before it is
+            self.copied_nbytes += copied.nbytes
+            return segment
+        finally:
+            self.is_slow_path_running = was_running
 
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         """A loan: an array or tensor of undefined content that lives in a segment.
@@ -233,8 +239,10 @@ class SegmentPool(RepairableStore):
 
     def stats(self) -> PoolStats:
         """What the pool holds now."""
+        drain()
         lists = (self.viewed, *self.free.values(), *self._awaiting.values())
         unheld = [[*each] for each in lists]  # copies, each made in one step, because other threads go on
+        leased = [each.capacity for each in list(self._segments.values()) if each.lease() != LEASE_FREE]
         return PoolStats(
             segments=len(self._segments),
             nbytes=self._nbytes,
@@ -242,4 +250,6 @@ class SegmentPool(RepairableStore):
             published=self.seq,
             copied_nbytes=self.copied_nbytes,
             created=self._created,
+            leased=len(leased),
+            leased_nbytes=sum(leased),
         )

@@ -14,46 +14,29 @@ from weakref import WeakValueDictionary
 
 from ..base import system
 from ..base.fork_safety import ForkAware
-from ..base.identifiers import is_segment_name
+from ..base.identifiers import given_stem, is_given_file_name, is_segment_name
 from ..base.system import check_limit
 from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, TSRFormatError
-from ..native import ReaderSegment, drain
+from ..native import drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
-from ..tsr.header import Header
-from ..wire.header import LAYOUT_WORD, LEASE_PINNED, LEASE_WORD, MAX_HEADER_NBYTES, SEQ_RETIRED, SEQ_WORD
+from ..tsr.files import Mode, load
+from ..wire.header import (
+    LAYOUT_WORD,
+    LEASE_PINNED,
+    MAX_HEADER_NBYTES,
+    SEQ_COPY_WORD,
+    SEQ_RETIRED,
+    SEQ_WORD,
+)
+from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from .mapped import MappedFile, MappedSegment, Source
+from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
+from .stats import ReaderStats
 
 __all__ = ["SegmentReader"]
-
-
-class _MappedFile:
-    """A file of the peer's, mapped here: the headers for writing, all of it for reading."""
-
-    __slots__ = ("__weakref__", "heads", "inode", "payload")
-
-    def __init__(self, fd: int, head_nbytes: int, nbytes: int) -> None:
-        self.heads = system.map_write(fd, head_nbytes)
-        self.payload = system.map_read(fd, nbytes)  # the whole file, so that offsets are those of the header
-        self.inode = os.fstat(fd).st_ino
-
-
-class _MappedSegment(ReaderSegment):
-    """One segment of the peer, mapped here."""
-
-    __slots__ = ("file", "head", "header", "is_slot", "name", "payload", "words")
-
-    def __init__(self, name: str, place: Place, file: _MappedFile) -> None:
-        head = file.heads[place.head_offset : place.head_offset + HEAD_NBYTES]
-        super().__init__(head, file.payload)
-        self.name = name
-        self.file = file
-        self.is_slot = bool(place.slots)
-        self.head = head
-        self.words = head.cast("Q")
-        self.payload = file.payload
-        self.header: Header | None = None
 
 
 class SegmentReader(ForkAware):
@@ -64,19 +47,29 @@ class SegmentReader(ForkAware):
         verify: whether to compare each payload with its CRC-32, which must be there.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default,
             which is read-only for numpy, copy-on-write for torch.
+        shared: the directory of the pool of the controller's process, if the controller's segments are there.
+        gives: whether others than this process may read the peer's segments, too.
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
     """
 
-    def __init__(self, directory: str, *, verify: bool = False, views: str | None = None) -> None:
-        self.mapped: dict[str, _MappedSegment] = {}
+    def __init__(
+        self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "", gives: bool = False
+    ) -> None:
+        self.mapped: dict[str, MappedSegment] = {}
+        # By the stem of the page of readers. The segments keep them: so a pool that has gone keeps no page and no line.
+        self._lines: WeakValueDictionary[str, LeaseLine] = WeakValueDictionary()
+        self._source = Source(directory, RESULT_PREFIX) if gives else None
         super().__init__()  # now: its hook uses what is mapped
         self._directory = system.KnownDir(directory)
+        self._shared = system.KnownDir(shared) if shared else None
+        # By inode and slot: two objects of one segment would release each other's lease.
+        self._given: WeakValueDictionary[tuple[int, int], MappedSegment] = WeakValueDictionary()
         self._verify = verify
         self._views = views
-        self._order: deque[_MappedSegment] = deque()  # as _forget_some looks at them: the next one first
-        self._slabs: WeakValueDictionary[tuple[str, int], _MappedFile] = WeakValueDictionary()  # by name and slots
+        self._order: deque[MappedSegment] = deque()  # as _forget_some looks at them: the next one first
+        self._slabs: WeakValueDictionary[tuple[str, int], MappedFile] = WeakValueDictionary()  # by name and slots
 
     def receive(self, name: str, seq: int, framework: str, tag: str = "") -> Any:
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
@@ -101,8 +94,14 @@ class SegmentReader(ForkAware):
             SystemLimit: no mapping or descriptor can be had.
         """
         segment = self.mapped.get(name)
+        if segment is None and is_given_file_name(name):
+            return self._load(name, seq, framework, tag)
         if segment is None:
-            segment = self._map(name, seq, tag)
+            directory, stem = self._place_of_pool(name)
+            line = self._join(directory, stem) if stem else None
+            if stem and line is None:
+                return self._copy(name, seq, framework, tag)
+            segment = self._map(name, seq, tag, line)
         is_private = self.makes_private(framework)
         private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
         try:
@@ -132,7 +131,52 @@ class SegmentReader(ForkAware):
         """Whether the views in a framework are copy-on-write."""
         return framework != "numpy" if self._views is None else self._views == "copy_on_write"
 
-    def _map(self, name: str, seq: int, tag: str) -> _MappedSegment:
+    def _place_of_pool(self, name: str) -> tuple[system.KnownDir, str]:
+        """Where a segment's file is, and the stem of its page of readers; "" if it is read as the session's own."""
+        if self._shared is not None and name.startswith(f"{SEGMENT_PREFIX}_"):
+            return self._shared, SEGMENT_PREFIX
+        return self._directory, given_stem(name)
+
+    def _join(self, directory: system.KnownDir, stem: str) -> LeaseLine | None:
+        line = self._lines.get(stem)
+        if line is None:
+            directory.check()
+            line = LeaseLine.join(directory.path, stem)
+            if line is not None:
+                line = self._lines.setdefault(stem, line)  # a signal handler may have come here too
+        return line
+
+    def _copy(self, name: str, seq: int, framework: str, tag: str) -> Any:
+        """A copy of a tensor, because all lease lines have readers. The message that names it holds it meanwhile."""
+        segment = MappedSegment(name, place := place_of(name), self._map_file(place, seq, tag), None)
+        if segment.words[SEQ_WORD] != seq or segment.words[SEQ_COPY_WORD] != seq:
+            raise _stale(name, seq, tag)
+        self._decode(segment, seq)
+        header = segment.header
+        if header is None:
+            raise _stale(name, seq, tag)
+        if self._verify:
+            _check_payload(segment)
+        part = segment.payload[header.payload_offset : header.file_nbytes]
+        array = tensors.from_buffer(bytearray(part), header.dtype, header.shape, 0, "numpy")
+        if segment.words[SEQ_WORD] != seq:
+            raise _stale(name, seq, tag)
+        if framework != "numpy":
+            return tensors.as_torch(array, header.dtype)
+        array.flags.writeable = self.makes_private(framework)
+        return array
+
+    def _load(self, name: str, seq: int, framework: str, tag: str) -> Any:
+        """A view of a plain file, which needs no lease: whoever saves it again makes a new one."""
+        self._directory.check()
+        try:
+            mode: Mode = "c" if self.makes_private(framework) else "r"
+            return load(os.path.join(self._directory.path, name), framework=framework, mode=mode)
+        except FileNotFoundError:
+            self._directory.check()
+            raise _stale(name, seq, tag) from None
+
+    def _map(self, name: str, seq: int, tag: str, line: LeaseLine | None) -> MappedSegment:
         self._forget_some()
         place = place_of(name)
         file = self._slabs.get((place.file, place.slots)) if place.slots else None
@@ -145,25 +189,34 @@ class SegmentReader(ForkAware):
                 file = self._map_file(place, seq, tag)
             if place.slots:
                 self._slabs[place.file, place.slots] = file
-        segment = _MappedSegment(name, place, file)
+        segment = MappedSegment(name, place, file, line)
         # A forked child of this process may use a view that we had at the fork: never release that lease.
-        segment.is_pinned = segment.words[LEASE_WORD] == LEASE_PINNED
+        segment.is_pinned = segment.lease_now == LEASE_PINNED
+        if line is None:
+            segment.source = self._source
+            segment.is_givable = self._source is not None and not segment.is_slot
+        else:
+            segment = self._given.setdefault((file.inode, place.slot), segment)  # perhaps it is known by another name
         # A signal handler may have mapped it meanwhile. Two objects of one segment would release each other's lease.
         found = self.mapped.setdefault(name, segment)
         if found is segment:
-            self._order.append(segment)
+            if name not in segment.names:
+                segment.names.append(name)
+            if not segment.is_listed:
+                segment.is_listed = True
+                self._order.append(segment)
         return found
 
-    def _map_file(self, place: Place, seq: int, tag: str) -> _MappedFile:
+    def _map_file(self, place: Place, seq: int, tag: str) -> MappedFile:
         fd = self._open(place.file, seq, tag)
         try:
             nbytes = system.file_nbytes(fd)
             if nbytes < (slab_nbytes(place.slots) if place.slots else HEAD_NBYTES):
                 raise _stale(place.file, seq, tag)
             if system.is_sparse(fd):
-                path = os.path.join(self._directory.path, place.file)
+                path = os.path.join(self._place_of_pool(place.file)[0].path, place.file)
                 raise HostilePath(f"{path} has holes; no owner makes such a segment", path=path, reason="sparse")
-            return _MappedFile(fd, HEAD_NBYTES * max(1, place.slots), nbytes)
+            return MappedFile(fd, os.fstat(fd).st_ino, HEAD_NBYTES * max(1, place.slots), nbytes)
         except OSError as error:
             check_limit(error, f"{place.file} cannot be mapped")
             raise
@@ -173,22 +226,25 @@ class SegmentReader(ForkAware):
     def _open(self, name: str, seq: int, tag: str) -> int:
         if not is_segment_name(name):
             raise BadMessage(f"a message names {name[:80]!r}, and no segment is called so", detail=name[:80])
+        directory, _ = self._place_of_pool(name)
         try:
-            fd = system.open_private_file(os.path.join(self._directory.path, name), write=True)
+            fd = system.open_private_file(os.path.join(directory.path, name), write=True)
         except FileNotFoundError:
-            self._directory.check()
+            directory.check()
             raise _stale(name, seq, tag) from None
         except OSError as error:
             check_limit(error, f"{name} cannot be opened")
             raise
         try:
-            self._directory.check()  # now: what was opened before this is in the directory
+            directory.check()  # now: what was opened before this is in the directory
+            if directory is not self._directory:
+                self._directory.check()  # a session without its directory is at an end, wherever its tensors are
         except BaseException:
             system.close(fd)
             raise
         return fd
 
-    def _map_private(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
+    def _map_private(self, segment: MappedSegment, seq: int, tag: str) -> memoryview:
         private, segment.spare = segment.spare, None
         if private is not None and system.advise(private, system.MADV_DONTNEED):
             return private
@@ -199,7 +255,7 @@ class SegmentReader(ForkAware):
                 raise
             return self._map_again(segment, seq, tag)
 
-    def _map_again(self, segment: _MappedSegment, seq: int, tag: str) -> memoryview:
+    def _map_again(self, segment: MappedSegment, seq: int, tag: str) -> memoryview:
         fd = self._open(segment.name, seq, tag)
         try:
             if os.fstat(fd).st_ino != segment.file.inode:
@@ -211,7 +267,7 @@ class SegmentReader(ForkAware):
         finally:
             system.close(fd)
 
-    def _decode(self, segment: _MappedSegment, seq: int) -> None:
+    def _decode(self, segment: MappedSegment, seq: int) -> None:
         """Set the layout that the header describes now.
 
         No lease is needed. An owner that changes the header has cleared ``seq`` first, and never uses that number
@@ -247,26 +303,53 @@ class SegmentReader(ForkAware):
             if segment.views or not (is_retired or is_one_too_many):
                 order.append(segment)
             else:
-                self.mapped.pop(segment.name, None)
+                self._forget(segment)
 
-    def _forget_unviewed(self, needed: _MappedSegment | None = None) -> bool:
+    def _forget(self, segment: MappedSegment) -> None:
+        segment.is_listed = False
+        for name in list(segment.names):
+            self.mapped.pop(name, None)
+
+    def _forget_unviewed(self, needed: MappedSegment | None = None) -> bool:
         """Unmap all segments without views, because a limit of the system is reached; False if there are none."""
         drain()
         unviewed = [each for each in self.mapped.values() if not each.views and each is not needed]
         for segment in unviewed:
-            self.mapped.pop(segment.name, None)
-        self._order = deque(self.mapped.values())
+            self._forget(segment)
+        self._order = deque(dict.fromkeys(self.mapped.values()))
         return bool(unviewed)
+
+    def stats(self) -> ReaderStats:
+        """What is mapped now."""
+        drain()
+        segments = list(dict.fromkeys(list(self.mapped.values())))  # a copy, made in one step; one may have two names
+        leased = [each.capacity for each in segments if each.views]
+        return ReaderStats(len(segments), sum(each.capacity for each in segments), len(leased), sum(leased))
 
     def forked_in_parent(self) -> None:
         for segment in list(self.mapped.values()):  # a copy, made in one step: other threads go on working
             if segment.views:
                 segment.is_pinned = True
+                if segment.line is not None:
+                    segment.line.is_pinned = True
 
-    def close(self) -> None:
-        """Forget all mappings; views that still live keep theirs, and their leases."""
+    def forked_in_child(self) -> None:
+        viewed = {id(segment.line) for segment in self.mapped.values() if segment.views}
+        for line in list(self._lines.values()):
+            if id(line) not in viewed:
+                line.let_go()
+
+    def close(self, *, is_peer_dead: bool = False) -> None:
+        """Forget all mappings; views that still live keep theirs, their leases, and their lines.
+
+        Args:
+            is_peer_dead: whether the owner of the peer's segments has ended.
+        """
+        if self._source is not None:
+            self._source.is_dead |= is_peer_dead
         self.mapped.clear()
         self._order.clear()
+        self._lines.clear()
 
 
 def _stale(name: str, seq: int, tag: str) -> StaleTensor:
@@ -274,7 +357,7 @@ def _stale(name: str, seq: int, tag: str) -> StaleTensor:
     return StaleTensor(f"{what} (number {seq} in {name}) is not there any more; send it again", name=name, seq=seq)
 
 
-def _check_payload(segment: _MappedSegment) -> None:
+def _check_payload(segment: MappedSegment) -> None:
     header = segment.header
     assert header is not None
     if header.payload_checksum is None:

@@ -12,8 +12,9 @@ from ..errors import SystemLimit
 from ..native import drain
 from ..wire.header import SEQ_RETIRED, SEQ_WORD
 from ..wire.names import TENSOR_SUFFIX
+from .kept import remove_name
 from .segment import Segment, Slab
-from .store import SegmentStore, remove_name
+from .store import SegmentStore
 
 __all__ = ["RepairableStore"]
 
@@ -81,5 +82,5 @@ class RepairableStore(SegmentStore):
         except (OSError, SystemLimit):
             return  # there is no descriptor left, or somebody has removed the directory; its files go with it
         for name in names:
-            if is_own(name) and name not in paths:
+            if is_own(name) and name not in paths and name not in self._in_making:
                 remove_name(os.path.join(self._directory.path, name), self._owner)

@@ -14,7 +14,7 @@ from ..errors import HostilePath, SessionNotStarted
 from ..native import OwnerSegment
 from ..tsr import tensors
 from ..tsr.dtypes import DType
-from ..wire.header import LEASE_HELD, LEASE_WORD
+from ..wire.header import LEASE_FREE, LEASE_HELD, LINE_WORDS, LINES_WORD
 from ..wire.names import TENSOR_SUFFIX
 from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES, SLOT_NBYTES
 from .slabs import Place, slab_nbytes, slot_name
@@ -31,6 +31,7 @@ class Slab:
         path: of the file.
         buffer: all of it, mapped for writing.
         slots: how many segments there are.
+        members: as of :class:`Segment`.
 
     Attributes:
         dead: how many of them are never filled again. The file goes when all are.
@@ -39,13 +40,15 @@ class Slab:
 
     __slots__ = ("buffer", "dead", "is_seen", "path", "segments", "slots")
 
-    def __init__(self, path: str, stem: str, buffer: memoryview, slots: int) -> None:
+    def __init__(self, path: str, stem: str, buffer: memoryview, slots: int, members: memoryview | None = None) -> None:
         self.path = path
         self.buffer = buffer
         self.slots = slots
         self.dead = 0
         self.is_seen = False
-        self.segments = [Segment(slot_name(stem, slot, slots), path, buffer, self, slot) for slot in range(slots)]
+        self.segments = [
+            Segment(slot_name(stem, slot, slots), path, buffer, self, slot, members=members) for slot in range(slots)
+        ]
 
     @property
     def capacity(self) -> int:
@@ -63,6 +66,7 @@ class Segment(OwnerSegment):
         slab: whose slot it is; None if it has a file of its own. Then ``buffer`` is all of the slab.
         slot: which one of the slab.
         inode: of the file.
+        members: the page that says which lease lines have a reader; None if none may have one.
 
     Attributes:
         buffer: the memory from its header to the end of its payload.
@@ -103,11 +107,12 @@ class Segment(OwnerSegment):
         slab: Slab | None = None,
         slot: int = 0,
         inode: int | None = None,
+        members: memoryview | None = None,
     ) -> None:
         if slab is not None:
             place = Place("", slot, slab.slots)
             buffer = buffer[place.head_offset : place.end_offset]
-        super().__init__(buffer)
+        super().__init__(buffer, members)
         self.name = name
         self.path = path
         self.inode = inode
@@ -128,8 +133,16 @@ class Segment(OwnerSegment):
 
     @property
     def is_viewed(self) -> bool:
-        """The reader has a view. Retiring the segment would free no memory, and the pool would no longer count it."""
-        return bool(self.words[LEASE_WORD] == LEASE_HELD)
+        """A reader has a view. Retiring the segment would free no memory, and the pool would no longer count it."""
+        return self.lease() == LEASE_HELD
+
+    def is_leased_in(self, line: int) -> bool:
+        """Whether the lease line of that number is not free."""
+        return bool(self.words[LINES_WORD + line * LINE_WORDS] != LEASE_FREE)
+
+    def clear_lease_in(self, line: int) -> None:
+        """Clear the lease of a dead reader, whose line nobody else can have yet."""
+        self.words[LINES_WORD + line * LINE_WORDS] = LEASE_FREE
 
     def make_private(self) -> None:
         """Make our mapping of the payload copy-on-write: arrays over it keep their content, and stores stay here."""
@@ -170,7 +183,11 @@ class Segment(OwnerSegment):
 
 
 def make_segment(
-    directory: KnownDir, name: str, capacity: int, source: np.ndarray[Any, Any] | None
+    directory: KnownDir,
+    name: str,
+    capacity: int,
+    source: np.ndarray[Any, Any] | None,
+    members: memoryview | None = None,
 ) -> tuple[Segment, bool]:
     """A new segment with a file of its own, and whether it holds ``source`` already.
 
@@ -179,6 +196,7 @@ def make_segment(
         name: of the file; there must be none of that name.
         capacity: bytes of payload.
         source: the array that the segment is made for; written at once if that is faster. None for a loan.
+        members: as of :class:`Segment`.
 
     Raises:
         OutOfSpace: no room; nothing is left behind.
@@ -190,19 +208,20 @@ def make_segment(
     is_large = capacity >= POPULATE_NBYTES
     is_written = source is not None and is_large and source.flags.c_contiguous and tensors.is_little_endian(source)
     buffer, inode = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None)
-    segment = Segment(name, path, buffer, inode=inode)
+    segment = Segment(name, path, buffer, inode=inode, members=members)
     if not is_written:
         segment.make_fillable()
     return segment, is_written
 
 
-def make_slab(directory: KnownDir, stem: str, slots: int) -> Slab:
+def make_slab(directory: KnownDir, stem: str, slots: int, members: memoryview | None = None) -> Slab:
     """A new slab.
 
     Args:
         directory: the session directory.
         stem: of the file's name, without its suffix; there must be none of that name.
         slots: how many segments it has.
+        members: as of :class:`Segment`.
 
     Raises:
         OutOfSpace, SystemLimit, HostilePath, SessionNotStarted: as of :func:`make_segment`.
@@ -210,7 +229,7 @@ def make_slab(directory: KnownDir, stem: str, slots: int) -> Slab:
     path = os.path.join(directory.path, stem + TENSOR_SUFFIX)
     buffer, _ = _make_file(directory, path, slab_nbytes(slots), None)
     system.advise(buffer, system.MADV_POPULATE_WRITE)
-    slab = Slab(path, stem, buffer, slots)
+    slab = Slab(path, stem, buffer, slots, members)
     for segment in slab.segments:
         segment.is_populated = True
     return slab

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..native import TensorParts
 from ..protocol.messages import Request, Response, TensorRef, now_ms
-from ..shm.pool import PoolStats
+from ..shm.stats import PoolStats, ReaderStats
 
 __all__ = ["ControllerTransfer", "Draft", "WorkerTransfer"]
 
@@ -150,6 +150,7 @@ class ControllerTransfer(ABC):
         has_request_in_flight: tells whether there is such a request.
         next_order: tells how many requests the worker may have been sent so far.
         fast_holds: what the requests hold that the fast path has sent.
+        pool_directory: of the pool of this process, if its segments are there; "" for the session's directory.
         keeps_memory: both sides keep memory for later tensors, and can give it up when the other one needs room.
     """
 
@@ -161,6 +162,7 @@ class ControllerTransfer(ABC):
     next_order: Callable[[], int]
     fast_holds: Callable[[], list[list[Any]]]
     keeps_memory = False
+    pool_directory = ""
     has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
@@ -234,6 +236,10 @@ class ControllerTransfer(ABC):
     @abstractmethod
     def stats(self) -> PoolStats:
         """What this side holds."""
+
+    def reader_stats(self) -> ReaderStats:
+        """What this side has of the worker's; nothing if results are files."""
+        return ReaderStats()
 
     @abstractmethod
     def collect(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from ..errors import BadMessage
 from ..protocol.legacy import LEGACY
 from ..wire.names import HAND_RESULT_PREFIX
 from .interface import ControllerTransfer, WorkerTransfer
 from .options import TransferOptions
+
+if TYPE_CHECKING:
+    from .shared import PoolAccess
 
 __all__ = ["Views", "check_options", "check_views", "controller_transfer", "hand_transfer", "worker_transfer"]
 
@@ -43,29 +46,53 @@ def check_views(views: object) -> None:
 
 
 def controller_transfer(
-    channel: str, directory: str, options: TransferOptions, views: str | None = None
+    channel: str,
+    directory: str,
+    options: TransferOptions,
+    views: str | None = None,
+    shared: PoolAccess | None = None,
 ) -> ControllerTransfer:
-    """The controller's side of the transfer that goes with a channel."""
+    """The controller's side of the transfer that goes with a channel.
+
+    Args:
+        channel: its name.
+        directory: the session directory.
+        options: how to keep tensors.
+        views: what received tensors are.
+        shared: the pool of this process; None if the session has a pool of its own.
+    """
     if channel == LEGACY:
         from .legacy_files import LegacyControllerTransfer
 
         return LegacyControllerTransfer(directory, budget_nbytes=options.budget_nbytes, views=views)
     from .segments import SegmentControllerTransfer
 
-    return SegmentControllerTransfer(directory, options, views)
+    return SegmentControllerTransfer(directory, options, views, shared)
 
 
 def worker_transfer(
-    channel: str, directory: str, options: TransferOptions | None = None, views: str | None = None
+    channel: str,
+    directory: str,
+    options: TransferOptions | None = None,
+    views: str | None = None,
+    shared: str = "",
 ) -> WorkerTransfer:
-    """The worker's side of the transfer that goes with a channel. In the legacy dialect it gives copies, no views."""
+    """The worker's side of the transfer that goes with a channel. In the legacy dialect it gives copies, no views.
+
+    Args:
+        channel: its name.
+        directory: the session directory.
+        options: how to keep tensors.
+        views: what fetched tensors are.
+        shared: the directory of the pool of the controller's process; "" if the session has a pool of its own.
+    """
     if channel == LEGACY:
         from .legacy_files import LegacyWorkerTransfer
 
         return LegacyWorkerTransfer(directory)
     from .segments import SegmentWorkerTransfer
 
-    return SegmentWorkerTransfer(directory, options or TransferOptions(), views)
+    return SegmentWorkerTransfer(directory, options or TransferOptions(), views, shared)
 
 
 def hand_transfer(directory: str) -> WorkerTransfer:

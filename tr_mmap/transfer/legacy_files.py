@@ -32,7 +32,7 @@ from ..protocol.commands import split_words
 from ..protocol.legacy import LEGACY_FORBIDDEN_MODE
 from ..protocol.messages import Request, Response, TensorRef, decode_response
 from ..shm.loans import sizes_of
-from ..shm.pool import PoolStats
+from ..shm.stats import PoolStats
 from ..tsr import dtypes
 from ..tsr import header as tsr_header
 from ..tsr import tensors as conversions
@@ -347,6 +347,8 @@ class LegacyControllerTransfer(ControllerTransfer):
             published=self._written,
             copied_nbytes=self._written_nbytes,
             created=self._written,
+            leased=0,
+            leased_nbytes=0,
         )
 
     def collect(self) -> None:

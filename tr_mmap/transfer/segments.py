@@ -5,34 +5,38 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections import ChainMap, Counter, deque
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import ChainMap, deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from math import inf
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 from ..errors import BadMessage, MissingTag, OutOfSpace, UnsupportedTensor
 from ..native import SentResults, TensorParts, drain, finished
 from ..protocol.messages import Request, TensorRef, decode_response, now_ms
 from ..protocol.named_values import FORM_NAMED, pack
-from ..shm.pool import PoolStats, SegmentPool
+from ..shm.pool import CopiedTensor, SegmentPool
 from ..shm.reader import SegmentReader
 from ..shm.segment import Segment
+from ..shm.stats import PoolStats, ReaderStats
 from ..wire.messages import ARGUMENT_TAG_PREFIX
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
+from .given import Given, GivenTensors
 from .interface import ControllerTransfer, Draft, WorkerTransfer
 from .options import TransferOptions
+from .shared import PoolAccess, in_one_piece
 from .tags import Tags, describe_tags
 
 __all__ = ["SegmentControllerTransfer", "SegmentWorkerTransfer"]
 
 
-def _pool(directory: str, prefix: str, options: TransferOptions) -> SegmentPool:
+def _pool(directory: str, prefix: str, options: TransferOptions, *, has_lines: bool = False) -> SegmentPool:
     return SegmentPool(
         directory,
         prefix,
         budget_nbytes=options.budget_nbytes,
         block_ms=options.block_ms,
         checksum=options.checksum,
+        has_lines=has_lines,
     )
 
 
@@ -43,14 +47,16 @@ class SegmentWorkerTransfer(WorkerTransfer):
         directory: the session directory.
         options: how to keep tensors.
         views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
+        shared: the directory of the pool of the controller's process; "" if the session has a pool of its own. Then its
+            results have one reader only.
     """
 
-    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
+    def __init__(self, directory: str, options: TransferOptions, views: str | None = None, shared: str = "") -> None:
         self._has_checksum = options.checksum
         self._lock = threading.RLock()
-        self._reader = SegmentReader(directory, verify=options.checksum, views=views)
+        self._reader = SegmentReader(directory, verify=options.checksum, views=views, shared=shared)
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._pool = _pool(directory, RESULT_PREFIX, options)
+        self._pool = _pool(directory, RESULT_PREFIX, options, has_lines=bool(shared))
         self.quick_loan = self._pool.quick_loan
         self.tags: MutableMapping[str, TensorRef] = {}
         self._shared_tags: dict[str, TensorRef] = {}  # of requests at once: never changed, but replaced
@@ -140,41 +146,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
             self._pool.close()
 
 
-_P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-def _in_one_piece(
-    method: Callable[Concatenate[SegmentControllerTransfer, _P], _R],
-) -> Callable[Concatenate[SegmentControllerTransfer, _P], _R]:
-    """Run a method under the lock. If an earlier one has failed, put the pool right first.
-
-    A signal handler may raise between any two steps of a method, and then a segment may be held for ever, or not be
-    held though it should be. It may also use the session itself; that call is part of the interrupted one.
-    """
-
-    @functools.wraps(method)
-    def run(self: SegmentControllerTransfer, *arguments: _P.args, **options: _P.kwargs) -> _R:
-        with self._lock:
-            depth, is_whole = self._depth, False
-            self._depth = depth + 1  # no handler runs between this and the try
-            try:
-                if self._has_failed and not depth and not self._paused:
-                    self._repair()
-                if self._late and not depth:
-                    self._release_late()
-                result = method(self, *arguments, **options)
-                is_whole = True
-                return result
-            except (MissingTag, UnsupportedTensor, OutOfSpace):
-                is_whole = not depth  # the method has undone its steps; but a handler's call interrupts another method
-                raise
-            finally:
-                self._depth = depth
-                if not is_whole:
-                    self._has_failed = True
-
-    return run  # type: ignore[return-value] # mypy keeps the name `self` in one of the two types
 
 
 class SegmentControllerTransfer(ControllerTransfer):
@@ -184,87 +156,82 @@ class SegmentControllerTransfer(ControllerTransfer):
         directory: the session directory.
         options: how to keep tensors.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default.
+        shared: the pool of this process, which the transfer joins; None for one of its own, in the session directory.
     """
 
     decode = staticmethod(decode_response)
     keeps_memory = True
 
-    def __init__(self, directory: str, options: TransferOptions, views: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        options: TransferOptions,
+        views: str | None = None,
+        shared: PoolAccess | None = None,
+    ) -> None:
         super().__init__()
         self._directory = directory
         self._has_checksum = options.checksum
         self._views = views
-        self._lock = threading.RLock()
-        self._room = threading.Condition(self._lock)
-        self._depth = 0  # of the methods that the lock's owner is in: more than 1 in the call of a signal handler
-        self._paused = 0  # threads that are in the middle of a method, and have let others in
-        self._has_failed = False  # a method has, so the pool is to be put right
-        self._pool = _pool(directory, SEGMENT_PREFIX, options)
-        self._pool.pause = self._pause
-        self.quick_loan = self._pool.quick_loan
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
+        # By request that was not sent: what it names for itself alone.
+        self._prepared: dict[Any, list[Segment | Given]] = {}
+        # What a thread did not wait for: the request whose segments it releases, or None, and the call.
+        self._late: deque[tuple[Any, Callable[[], None]]] = deque()
+        self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
+        # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
+        self.left: list[tuple[int, Segment | Given]] = []
+        # From here on other sessions' threads may ask what this one holds.
+        if shared is None or not shared.join(self):
+            shared = PoolAccess(_pool(directory, SEGMENT_PREFIX, options))
+            shared.join(self)
+        self.access = shared
+        self._pool = shared.pool
+        self.pool_directory = shared.directory
+        self._given = GivenTensors(directory)
+        self.quick_loan = self._pool.quick_loan
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
-        self._prepared: dict[Any, list[Segment]] = {}  # by request that was not sent: what it names for itself alone
-        self._late: deque[tuple[Any, int | None]] = deque()  # arguments of release() in a thread that did not wait
-        self._fast_held: list[Segment] = []  # the same of the request that the fast path prepares
-        # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
-        self.left: list[tuple[int, Segment]] = []
 
-    def _pause(self, seconds: float) -> None:
-        """Let other threads in for so long, because one of them may make room."""
-        depth, self._depth = self._depth, 0
-        self._paused += 1  # no handler runs between this and the try
-        try:
-            self._room.wait(seconds)
-        finally:
-            self._paused -= 1
-            self._depth = depth
+    def holds(self) -> Iterator[Segment]:
+        yield from (each for each in self._tags.segments() if not isinstance(each, Given))
+        yield from self._needed_by_requests()
+        yield from (each for _, each in self.left if not isinstance(each, Given))
 
-    def _repair(self) -> None:
-        """Put right how often each segment is held: once for each tag, and for each request that needs it.
+    def _needed_by_requests(self) -> Iterator[Segment]:
+        for held in self._held_by_requests():
+            yield from (each for each in held if not isinstance(each, Given))
 
-        Does nothing while a request is in flight; a later method tries again.
-
-        No other thread is in the middle of a method. But one may be on the fast path, which has no lock. So this first
-        closes the fast path and then looks for a request; a thread first says that it has a request and then looks
-        whether the fast path is open.
-        """
-        if self._pool.is_foreign:
-            return
-        holds: Counter[Segment] = Counter(self._tags.segments())
-        # A request that is about to be sent is in two of these with the same list.
+    def _held_by_requests(self) -> list[list[Segment | Given]]:
         late = [key.held for key, _ in self._late if key is not None and key.held]
-        lists = {id(held): held for held in (self._fast_held, *self._prepared.values(), *self.fast_holds(), *late)}
-        for held in lists.values():
-            holds.update(held)
-        holds.update(segment for _, segment in self.left)
-        self._pool.reconcile(holds)
+        lists = (self._fast_held, *self._prepared.values(), *self.fast_holds(), *late)
+        # A request that is about to be sent is in two of these with the same list.
+        return list({id(held): held for held in lists}.values())
+
+    def repair_tags(self) -> None:
         self._tags.repair()
-        self._has_failed = False
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum or not self.has_quick_views:
             return None
         return TensorParts((self._pool, self._reader.mapped, self._fast_held), {})
 
-    @_in_one_piece
     def put(self, tag: str, tensor: Any) -> None:
-        self._tags.put(tag, self._pool.publish(tensor))
+        self._put(tag, self._copied(tensor))
 
-    @_in_one_piece
+    @in_one_piece
+    def _put(self, tag: str, tensor: Any) -> None:
+        given = self._given.give_file(tensor, self._pool.next_seq) if self._pool.hands_on else None
+        self._tags.put(tag, given or self._publish(tensor))
+
+    @in_one_piece
     def drop(self, tag: str) -> None:
         self._tags.drop(tag)
 
-    @_in_one_piece
     def prepare(
         self, key: Any, command: str, parameters: str, tensors: Sequence[Any], deadline_s: float = inf
     ) -> Draft:
-        if finished:
-            drain()  # before the request is sent, so that the worker finds its segments free
-        held: list[Segment] = []
-        refs: list[TensorRef] = []
         named = form = ""
         if len(tensors) == 1 and isinstance(tensors[0], Mapping):
             if parameters:
@@ -274,12 +241,19 @@ class SegmentControllerTransfer(ControllerTransfer):
                 )
             form = FORM_NAMED
             named, tensors = pack(tensors[0])
+        refs = self._prepare(key, [self._copied(each) for each in tensors], deadline_s)
+        if not form:
+            named = " ".join([*([parameters] if parameters else []), *(ref.tag for ref in refs)])
+        return Draft(command, named, refs, form)
+
+    @in_one_piece
+    def _prepare(self, key: Any, tensors: Sequence[Any], deadline_s: float) -> list[TensorRef]:
+        if finished:
+            drain()  # before the request is sent, so that the worker finds its segments free
+        held: list[Segment | Given] = []
         try:
-            for number, tensor in enumerate(tensors):
-                held.append(self._pool.publish(tensor, deadline_s, may_share=True))
-                tag = f"{ARGUMENT_TAG_PREFIX}{number}"
-                refs.append(TensorRef(tag, held[-1].name, held[-1].seq))
-                parameters = f"{parameters} {tag}" if parameters else tag
+            for tensor in tensors:
+                held.append(self._give(tensor) or self._publish(tensor, deadline_s, may_share=True))
         except BaseException:
             for segment in held:
                 segment.release()
@@ -287,7 +261,31 @@ class SegmentControllerTransfer(ControllerTransfer):
         if held:
             self._prepared[key] = held
             key.held = held
-        return Draft(command, named if form else parameters, refs, form)
+        return [TensorRef(f"{ARGUMENT_TAG_PREFIX}{number}", each.name, each.seq) for number, each in enumerate(held)]
+
+    def _give(self, tensor: Any) -> Given | None:
+        """A tensor of another pool or of a loaded file; None if it is none, or has to be copied."""
+        if not self._pool.hands_on or isinstance(tensor, CopiedTensor):
+            return None
+        return self._given.give(tensor) or self._given.give_file(tensor, self._pool.next_seq)
+
+    def _publish(self, tensor: Any, deadline_s: float | None = None, *, may_share: bool = False) -> Segment:
+        if isinstance(tensor, CopiedTensor):
+            return self._pool.publish_copied(tensor)
+        return self._pool.publish(tensor, deadline_s, may_share=may_share)
+
+    def _copied(self, tensor: Any) -> Any:
+        """A tensor; for a large one its copy in a segment, made now: under the lock, others would wait for it."""
+        pool = self._pool
+        if not self.pool_directory or not pool.is_copied_apart(tensor) or self._given.may_give(tensor):
+            return tensor
+        try:
+            return pool.copy_apart(tensor, self._run)
+        except (OutOfSpace, UnsupportedTensor):
+            raise
+        except BaseException:
+            self.access.has_failed = True  # it was not under the lock
+            raise
 
     def request(self, seq: int, draft: Draft) -> Request:
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
@@ -299,37 +297,28 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._tags.announced(request)
 
     def release(self, key: Any, oldest: int | None) -> None:
-        if not self._when_free(self._release, key, oldest):
-            self._late.append((key, oldest))
+        self._soon(key, self._release_now, key, oldest)
 
-    def _when_free(self, method: Callable[_P, None], *arguments: _P.args, **options: _P.kwargs) -> bool:
-        """Call a method, unless this thread would have to wait for the lock. Returns whether it was called.
+    def _soon(self, key: Any, method: Callable[..., None], *arguments: Any) -> None:
+        """Call a method under the lock: now, or with the next call under the lock if this thread would have to wait.
 
-        The lock's owner may prepare a request, and be interrupted by a signal handler that waits for what this thread
-        is doing. Handlers run in the main thread only. So that one may wait here, if only for a moment, because a loop
-        may run in it; and an exception cannot come between any two steps of others.
+        Args:
+            key: the request whose segments the method releases; None for no request.
+            method: is called with the arguments; again if it is interrupted.
         """
-        if threading.get_ident() == threading.main_thread().ident:
-            if self._depth and not self._lock._is_owned():  # type: ignore[attr-defined] # mypy does not know it
-                return False
-            method(*arguments, **options)
-            return True
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            method(*arguments, **options)
-        finally:
-            self._lock.release()
-        return True
+        call = functools.partial(method, *arguments)
+        if not self.access.when_free(self._run, call):
+            self._late.append((key, call))
+            self.access.late.append(self)
 
-    def _release_late(self) -> None:
+    @in_one_piece
+    def _run(self, call: Callable[..., _R], *arguments: Any) -> _R:
+        return call(*arguments)
+
+    def catch_up(self) -> None:
         while self._late:
-            self._release_now(*self._late[0])
+            self._late[0][1]()
             self._late.popleft()
-
-    @_in_one_piece
-    def _release(self, key: Any, oldest: int | None) -> None:
-        self._release_now(key, oldest)
 
     def _release_now(self, key: Any, oldest: int | None) -> None:
         while key is not None and key.held:
@@ -338,55 +327,71 @@ class SegmentControllerTransfer(ControllerTransfer):
         while self.left and (oldest is None or self.left[0][0] <= oldest):
             self.left.pop(0)[1].release()
 
-    def _release_later(self, segment: Segment) -> None:
+    def _release_later(self, segment: Segment | Given) -> None:
         """Release a tag's segment when all requests were answered that were sent before the tag left it."""
         self.left.append((self.next_order(), segment))
         if not self._prepared and not self.has_request_in_flight():
             self._release_now(None, None)
 
-    @_in_one_piece
+    @in_one_piece
     def empty(self, shape: int | tuple[int, ...], dtype: Any, framework: str) -> Any:
         return self._pool.empty(shape, dtype, framework)
 
     def stats(self) -> PoolStats:
-        if (self._has_failed or self._late) and not self._depth:  # else another thread is at work, perhaps for long
+        # Else another thread is at work, perhaps for long.
+        if (finished or self.access.has_failed or self.access.late) and not self.access.depth:
             self.collect()
         return self._pool.stats()
+
+    def reader_stats(self) -> ReaderStats:
+        return self._reader.stats()
 
     def receive(self, ref: TensorRef, framework: str) -> Any:
         return self._reader.receive(ref.segment, ref.seq, framework, ref.tag)
 
     def worker_started(self, is_over: Callable[[], bool]) -> None:
+        self._run(self.catch_up)  # the new worker must hear of all tags
         self._pool.is_reader_gone = is_over
         self._reader = self._new_reader()
 
-    @_in_one_piece
     def worker_ended(self) -> None:
-        self._reader.close()
-        for key in list(self._prepared):
-            self._release_now(key, None)
-        self._release_now(None, None)
+        self._reader.close(is_peer_dead=True)
+        last = self.left[-1][0] if self.left else 0
+        self._soon(None, self._forget_worker, list(self._prepared), last)
+
+    def _forget_worker(self, unsent: list[Any], last: int) -> None:
+        """Release what the worker that has ended may have read: a next one may have requests by now."""
+        for key in unsent:
+            self._release_now(key, last)
+        self._release_now(None, last)
         self._pool.reader_died()
+        self._given.remove_gone()
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views)
+        is_shared = bool(self.pool_directory)
+        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=is_shared)
 
     def collect(self) -> None:
-        self._when_free(self._collect)
+        self.access.when_free(self._run, self._collect)
 
-    @_in_one_piece
     def _collect(self) -> None:
         drain()
+        self._given.remove_gone()
 
     def release_free(self) -> None:
-        self._when_free(self._release_free)
-
-    @_in_one_piece
-    def _release_free(self) -> None:
-        self._pool.release_free()
+        self.access.when_free(self._run, self._pool.release_free)
 
     def close(self) -> None:
-        with self._lock:  # and nothing is put right, because nothing is left of it
-            self._reader.close()
-            self._pool.close()
+        with self.access.lock:
+            self._reader.close(is_peer_dead=True)
+            # Another thread may be in the middle of a copy into one of these, so they are never filled again.
+            for segment in self._needed_by_requests():
+                self._pool.taint(segment)
+            for held in self._held_by_requests():
+                held.clear()  # in place: whoever has the list releases nothing any more
+            self._prepared.clear()
+            self._late.clear()
+            self.left.clear()
+            self._tags.forget()
+        self.access.leave(self)

@@ -15,6 +15,7 @@ from ..base.identifiers import tensor_file
 from ..errors import HostilePath, MissingTag
 from ..protocol.messages import Request, TensorRef
 from ..shm.segment import Segment
+from .given import Given
 
 __all__ = ["Tags", "describe_tags"]
 
@@ -43,15 +44,15 @@ class Tags:
         unannounced: changes that the worker has not acknowledged: tag to seq, or 0 for a tag that is gone.
     """
 
-    def __init__(self, directory: str, release: Callable[[Segment], None]) -> None:
+    def __init__(self, directory: str, release: Callable[[Segment | Given], None]) -> None:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
         self._release = release
-        self._segments: dict[str, Segment] = {}
+        self._segments: dict[str, Segment | Given] = {}
         self._linking: str | None = None  # the tag whose file may not be that of its segment, after an interrupt
         self.unannounced: dict[str, int] = {}
 
-    def put(self, tag: str, segment: Segment) -> None:
+    def put(self, tag: str, segment: Segment | Given) -> None:
         """Let ``tag`` name ``segment``; the caller's hold becomes the tag's.
 
         Raises:
@@ -90,9 +91,14 @@ class Tags:
         self._linking = None
         self._release(segment)
 
-    def segments(self) -> list[Segment]:
+    def segments(self) -> list[Segment | Given]:
         """The segments that carry tags, each as often as it carries one."""
         return list(self._segments.values())
+
+    def forget(self) -> None:
+        """Forget all tags. Their files go with the session's directory."""
+        self._segments.clear()
+        self._linking = None
 
     def repair(self) -> None:
         """Make the file of each tag that of its segment, after an interrupted :meth:`put` or :meth:`drop`."""

@@ -79,13 +79,14 @@ v2: 256 bytes
      -- the live line: one cache line, outside the checksum, changed by single aligned 8-byte stores --
      64  u64      seq: publication number; 0 while the tensor is being written, 2**64-1 once the segment is retired
      72  u64      layout_seq: the seq with which bytes 0 to 63 and 128 to 255 were last written
-     80  u64      lease: 0 free, 1 held (the session's reader has a view), 2 pinned (it may have one for ever)
+     80  u64      lease: 0 free, 1 held (the session's own reader has a view), 2 pinned (it may have one for ever)
      88  u64      guest: not 0 once a guest has mapped the file
      96  u64[3]   0
     120  u64      seq again
     -- --
     128  i64[16]  sizes, outermost first; those after the first ndim are 0
-    256           the earliest place for the payload; bytes between header and payload mean nothing
+    256           the earliest place for the payload; bytes between header and payload mean nothing in a plain file
+    512  56 lines of a segment only, 64 bytes each: u64 lease as above, of one other reader; u64[7] 0
 
 CRC-32 is that of zlib and PNG. Without SEGMENT the file is written once: seq is 1 or more, its copy and layout_seq
 equal it, lease and guest are 0, and the file ends with the payload.
@@ -112,25 +113,35 @@ two files sealed with one key is the newer one.
 
 Segments: who stores what, in which order
 -----------------------------------------
-A segment (flag SEGMENT) belongs to one session. Only its *owner* stores bytes 0 to 79, 96 to 255 and the payload. The
-session's other process, the *reader*, stores lease. Any other process, a *guest*, stores guest. The file may be longer
-than the payload. Stores are aligned and of 8 bytes; header bytes are prepared elsewhere and copied in.
+A segment (flag SEGMENT) belongs to the pool of one process, its *owner*. Only the owner stores bytes 0 to 79, 96 to 255
+and the payload. A *reader* stores its lease: if the pool is that of one session, the session's other process stores the
+lease at 80; every other reader has a lease line, see below. Any other process, a *guest*, stores guest. The file may be
+longer than the payload. Stores are aligned and of 8 bytes; header bytes are prepared elsewhere and copied in.
 
 To publish a tensor, the owner
 
 1. chooses a segment that no tag, message or local view of its own holds, and stores seq = 0;
-2. reads lease and guest, and does not fill the segment if either is set;
+2. reads guest, the lease at 80, and the lease lines that have a reader, and does not fill the segment if any is set;
 3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum), also bytes 0 to 63,
    bytes 128 to 255, and layout_seq = the new seq;
 4. stores the copy of seq at 120, then seq at 64, and only then names segment and seq in a message to the reader.
 
 To retire a segment (always, once it has a guest or a lease of 2), the owner stores seq = 2**64-1 in both copies, reads
-lease and guest, and removes the name. Only if both are 0 may it free the pages.
+guest and the leases, and removes the name. Only if all are 0 may it free the pages.
 
 The reader learns segment and seq from a message. It stores lease, then compares seq. If seq differs, the tensor is gone
 (``StaleTensor``). A header that it parsed stays valid while layout_seq is the same. When its last view is gone, it
 stores lease = 0. If it forks while it holds views, it stores lease = 2, because no process can tell when the child's
 views are gone.
+
+The page of readers, ``<stem>.readers``, lies beside the segments ``<stem>_<n>.tsr`` of a pool that has lease lines. It
+has 4096 bytes; byte i, 0 to 55, is 1 while line i has a reader, and all others are 0. A reader joins on a line whose
+byte is 0: it takes the exclusive lock of that byte for its open file description (``F_OFD_SETLK``), stores 1 there, and
+keeps the page mapped by way of that description, so that the lock lasts as long as the mapping does in any process. It
+leaves when none of its leases is set: it stores 0 and unmaps the page. If the owner can take the lock of a byte that is
+1, the reader has died. The owner never fills a segment again in which that line is not 0, and stores 0 there; then it
+stores 0 in the byte, and releases the lock. A reader that finds no line copies the payload, and compares seq before and
+after.
 
 A guest gets no message. It reads and checks the header, stores guest = 1, then reads the header again. If the header is
 unchanged, its views are good for ever. If it has changed, or if seq = 0, the guest opens the name again. It never

@@ -24,10 +24,12 @@ from ..wire.header import (
     MAX_HEADER_NBYTES,
     V2_HEADER_NBYTES,
 )
+from ..wire.segments import GIVEN_NBYTES
 from . import sealed
 from .dtypes import TABLE, by_code, import_torch
 from .framework_names import check_framework_name
 from .header import Header, decode
+from .loaded import LoadedFile
 from .tensors import from_buffer, unguarded_torch
 
 if TYPE_CHECKING:
@@ -154,7 +156,9 @@ def load(
         return sealed.load(name, sealed.check_key(key), framework, is_private, verify)
     quick = None if verify else quick_load(name, _ITEMSIZES, is_private)
     if quick is not None:
-        mapping, code, shape, offset = quick
+        mapping, code, shape, offset, inode = quick
+        if inode and not is_private:
+            mapping.kept = LoadedFile(name, inode)
         if is_private or framework == "numpy":
             return from_buffer(mapping, by_code(code), shape, offset, framework)
         return unguarded_torch(mapping, by_code(code), shape, offset)
@@ -171,7 +175,9 @@ def load_view(path: str) -> np.ndarray[Any, Any]:
     quick = quick_load(path, _ITEMSIZES, False)
     if quick is None:
         return load(path)
-    mapping, code, shape, offset = quick
+    mapping, code, shape, offset, inode = quick
+    if inode:
+        mapping.kept = LoadedFile(path, inode)
     return from_buffer(mapping, by_code(code), shape, offset, "numpy")
 
 
@@ -304,6 +310,9 @@ def _view(fd: int, header: Header, path: str, framework: str, is_private: bool, 
     else:
         try:
             buffer = (system.map_private if is_private else system.map_read)(fd, header.file_nbytes)
+            inode = 0 if is_private or header.is_segment else system.inode_on_tmpfs(fd)
+            if inode and header.payload_nbytes >= GIVEN_NBYTES:
+                system.keep(buffer, LoadedFile(path, inode))
         except SystemLimit as error:
             if error.limit != "address space":
                 raise

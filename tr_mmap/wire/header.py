@@ -70,6 +70,14 @@ LEASE_FREE: Final = 0
 LEASE_HELD: Final = 1
 LEASE_PINNED: Final = 2  # the reader forked while it held a view: its child may use that view for ever
 
+# A segment's header page has a lease line for each reader beside the session's own one: a cache line each, whose first
+# word is the lease. They end with the page. Byte i of the page of readers says whether line i has a reader.
+LINES_OFFSET: Final = 512
+LINE_NBYTES: Final = 64
+MAX_READERS: Final = 56
+LINES_WORD: Final = LINES_OFFSET // 8
+LINE_WORDS: Final = LINE_NBYTES // 8
+
 # The element types: code, name in numpy (or ml_dtypes) and torch, bytes of an element. A code never gets another type.
 DTYPES: Final = (
     (1, "float32", 4),

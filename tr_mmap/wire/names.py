@@ -14,6 +14,14 @@ RESULT_PREFIX: Final = "result"  # of the worker's segments: result_0.tsr, resul
 HAND_RESULT_PREFIX: Final = "by_hand"  # of the results of a request by hand: plain files by_hand_0.tsr, …
 SEGMENT_PREFIX: Final = "segment"  # of the controller's segments; no tag may have either form
 
+# Tensors of other pools have links in a session's directory: given-0_0.tsr, given-0_1.tsr, … those of one pool, and
+# given-0.readers its page of readers. given-file_0.tsr is a link to a plain file that the controller has loaded. No tag
+# may have the form of the first or the last.
+GIVEN_PREFIX: Final = "given-"
+GIVEN_FILE_PREFIX: Final = "given-file"
+# segment.readers says which lease lines of segment_0.tsr, segment_1.tsr, … have a reader.
+READERS_SUFFIX: Final = ".readers"
+
 DOORBELL_PREFIX: Final = "/tr_"
 MAX_DOORBELL_LENGTH: Final = 240  # after its prefix
 
@@ -28,10 +36,12 @@ WORKER_LOCK_FILE: Final = "worker.lock"
 DEFAULT_WORKER: Final = "default"
 
 # Each language sweeps what dead processes of the other left, so both must use the same names. Beside the sessions,
-# .new-<pid>-<start ticks>-<hex> is one that is being made, and .gone-… is one that is being removed.
+# .new-<pid>-<start ticks>-<hex> is one that is being made, and .gone-… is one that is being removed. .pool-… has the
+# segments of a process.
 DEFAULT_ROOT_PREFIX: Final = "tr_mmap-"  # the user's number follows
 NEW_PREFIX: Final = ".new-"
 GONE_PREFIX: Final = ".gone-"
+POOL_PREFIX: Final = ".pool-"
 # Of a temporary file, which a rename puts in place of another. No tag begins with a dot, so no tensor has this name.
 TEMPORARY_PREFIX: Final = ".tr_mmap-"
 TEMPORARY_SUFFIX: Final = ".tmp"

@@ -35,5 +35,11 @@ FEW_SEGMENTS: Final = 16
 LOOKS_PER_TAKE: Final = 16
 # Segments that went idle are looked for once in so many takes.
 TRIM_TAKES: Final = 64
+# A tensor of another pool is handed on from this size on: to copy a smaller one takes less time than to name it.
+GIVEN_NBYTES: Final = 64 << 10
+# A tensor from this size on is copied into a pool of several sessions without the pool's lock. To copy a smaller one
+# takes less time than the other steps.
+APART_NBYTES: Final = 1 << 20
+
 # A reader keeps so many segments mapped that it has no view of; beyond, it unmaps those it has not used for longest.
 MAX_UNVIEWED: Final = 2048

@@ -27,6 +27,7 @@ from ..processes.orphans import end_own_children
 from ..protocol.legacy import LEGACY, LEGACY_FORBIDDEN_MODE
 from ..sessions import manifest as manifests
 from ..sessions.manifest import Manifest
+from ..sessions.pools import path_of_pool
 from ..sessions.projects import SESSIONS_DIRS, find_old_session, is_in_project
 from ..sessions.reclaim import NO_MANIFEST, NotReclaimable, reclaim
 from ..sessions.secret import inherited_secret
@@ -154,6 +155,7 @@ class Attachment:
             workspace = _workspace_of(self.directory, manifest)
             if workspace is not None:
                 workspace.release(manifest.session_id)
+                workspace.remove_pools_of(manifest.controller)
 
     def _require_left(self, manifest: Manifest | None, problem: str, path: str) -> None:
         """Raise NotReclaimable if somebody uses a legacy session's directory again: a controller started anew, say."""
@@ -222,7 +224,9 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
     if manifest.channel not in CHANNEL_NAMES:
         known = ", ".join(CHANNEL_NAMES)
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
-    transfer = worker_transfer(manifest.channel, directory, manifest.transfer, views)
+    transfer = worker_transfer(
+        manifest.channel, directory, manifest.transfer, views, path_of_pool(directory, manifest.pool)
+    )
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)
     if manifest.recycle_memory:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ _SOURCE: Final = Path(__file__).with_name("cpp_client.cpp")
 _WORKER: Final = Path(__file__).with_name("ours_worker.py")
 _INCLUDE: Final = include_dir()
 _BUILD: Final = Path(__file__).resolve().parents[3] / "build" / "bench"
-_FLAGS: Final = ("-std=c++17", "-O2")
+_FLAGS: Final = ("-std=c++17", "-O2", *shlex.split(os.environ.get("CXXFLAGS", "")))  # of two -O the last one counts
 
 
 def compiler() -> str | None:

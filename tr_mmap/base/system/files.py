@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import stat
+import struct
 import sys
 import time
 
@@ -27,6 +29,8 @@ __all__ = [
     "create_file",
     "file_nbytes",
     "file_time_ns",
+    "has_open_locks",
+    "inode_on_tmpfs",
     "is_dir_on_tmpfs",
     "is_on",
     "is_sealed_against_writing",
@@ -47,6 +51,8 @@ __all__ = [
     "sync",
     "truncate",
     "try_lock_byte",
+    "try_lock_open_byte",
+    "unlock_open_byte",
     "write_all",
     "write_pipe",
 ]
@@ -204,6 +210,50 @@ def try_lock_byte(fd: int) -> bool:
     return True
 
 
+def try_lock_open_byte(fd: int, offset: int) -> bool:
+    """Take the exclusive lock of one byte for an open file description; False if another one has a lock of it.
+
+    The lock ends with the description: when no process has a descriptor or a mapping of it any more. So it outlives a
+    process that has forked, and :func:`close` does not release it while the file is mapped through this descriptor.
+
+    Raises:
+        OSError: the system has no such locks.
+    """
+    return _lock_open_byte(fd, offset, 1)
+
+
+@functools.cache
+def has_open_locks() -> bool:
+    """Whether this system has the locks of :func:`try_lock_open_byte`."""
+    try:
+        fd = os.memfd_create("tr_mmap-lock", os.MFD_CLOEXEC)
+    except AttributeError:
+        return False
+    try:
+        return try_lock_open_byte(fd, 0)
+    except OSError:
+        return False
+    finally:
+        close(fd)
+
+
+def unlock_open_byte(fd: int, offset: int) -> None:
+    """Release the lock of :func:`try_lock_open_byte`."""
+    _lock_open_byte(fd, offset, 2)
+
+
+def _lock_open_byte(fd: int, offset: int, kind: int) -> bool:
+    command = getattr(fcntl, "F_OFD_SETLK", None)
+    if command is None or not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOSYS, "no locks of open file descriptions")
+    try:
+        # struct flock of 64-bit Linux: type (1 is F_WRLCK, 2 is F_UNLCK), whence, start, length, pid
+        fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, offset, 1, 0))
+    except (BlockingIOError, PermissionError):  # POSIX allows both
+        return False
+    return True
+
+
 def set_mode(fd: int, mode: int) -> None:
     """Give an open file these permissions, whatever the umask."""
     # A file system without permissions of its own refuses every change, and gives all files the same ones.
@@ -262,6 +312,11 @@ def is_dir_on_tmpfs(path: str) -> bool:
         return _is_on_tmpfs(fd)
     finally:
         os.close(fd)
+
+
+def inode_on_tmpfs(fd: int) -> int:
+    """The inode of an open file that is kept in memory; 0 for any other."""
+    return os.fstat(fd).st_ino if _is_on_tmpfs(fd) else 0
 
 
 def _is_on_tmpfs(fd: int) -> bool:

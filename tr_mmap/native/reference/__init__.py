@@ -7,11 +7,11 @@ the processor keeps plain stores in order; elsewhere no segment is filled again.
 from __future__ import annotations
 
 from .heartbeat import Heartbeat
-from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords
+from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords, set_member
 from .memory import copy, map_file, quick_load
 from .mirror import Mirror
 from .ring import Ring, has_as_many_colons
-from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of
+from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of, view_of
 from .semaphore import Semaphore
 from .traffic import Counters, Pending, SentResults, TurnWords
 
@@ -37,4 +37,6 @@ __all__ = [
     "loan_of",
     "map_file",
     "quick_load",
+    "set_member",
+    "view_of",
 ]

@@ -71,7 +71,7 @@ def quick_load(path: str | bytes, itemsizes: bytes, is_private: bool) -> Any:  #
         is_private: whether to map it copy-on-write, else for reading.
 
     Returns:
-        The mapping of the file, the dtype code, the shape, the payload's offset. None if the slow path is needed, as
-        always here: only the extension has the fast path.
+        The mapping of the file, the dtype code, the shape, the payload's offset, and the file's inode if it is large
+        and on tmpfs, else 0. None if the slow path is needed, as always here: only the extension has the fast path.
     """
     return None

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from ...wire.header import LEASE_FREE, LEASE_PINNED, LEASE_WORD, MAX_NDIM
+from ...wire.header import LEASE_FREE, LEASE_PINNED, MAX_NDIM
 from .lease_words import LeaseWords
 
-__all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of"]
+__all__ = ["FreeLists", "OwnerSegment", "ReaderSegment", "drain", "finished", "freeze", "loan_of", "view_of"]
 
 
 class _Anchor(weakref.ref[memoryview]):
@@ -40,10 +40,13 @@ class _Anchor(weakref.ref[memoryview]):
 class _View(_Anchor):
     """A view of a :class:`ReaderSegment`."""
 
-    __slots__ = ("mapping",)
+    __slots__ = ("key", "mapping")
+    key: int
     mapping: memoryview | None
 
     def end(self) -> None:
+        if _views.get(self.key) is self:  # a later memoryview may have the same id
+            _views.pop(self.key, None)
         self.segment._view_ended(self)
 
 
@@ -68,6 +71,7 @@ class _Loan(_Anchor):
 
 finished: Final[deque[Any]] = deque()
 _loans: Final[dict[int, _Loan]] = {}  # by the id of the memoryview
+_views: Final[dict[int, _View]] = {}  # in the same way, those over the shared mapping
 _lock = threading.RLock()
 _generation = 0  # counts forks; objects of an earlier generation belong to the parent
 
@@ -130,17 +134,29 @@ class ReaderSegment(LeaseWords):
     Args:
         head: its first page, mapped for writing.
         file: the whole file, mapped for reading.
+        line: the number of this reader's lease line; None for the session's own reader, which has the live line's.
 
     Attributes:
         spare: a copy-on-write mapping of the file that no view uses any more, for the next one.
         is_pinned: a forked child may use a view for ever, so the lease is never released.
         is_recent: a view was made since somebody cleared this.
+        is_givable: other processes may read it too, each with a lease line.
     """
 
-    __slots__ = ("_anchors", "_file", "_generation", "_layout", "_layout_seq", "is_pinned", "is_recent", "spare")
+    __slots__ = (
+        "_anchors",
+        "_file",
+        "_generation",
+        "_layout",
+        "_layout_seq",
+        "is_givable",
+        "is_pinned",
+        "is_recent",
+        "spare",
+    )
 
-    def __init__(self, head: Any, file: memoryview) -> None:
-        super().__init__(head)
+    def __init__(self, head: Any, file: memoryview, line: int | None = None) -> None:
+        super().__init__(head, None, line)
         self._file = file
         self._layout: _Layout | None = None
         self._layout_seq = 0
@@ -149,6 +165,7 @@ class ReaderSegment(LeaseWords):
         self.spare: memoryview | None = None
         self.is_pinned = False
         self.is_recent = False
+        self.is_givable = False
 
     @property
     def views(self) -> int:
@@ -209,13 +226,16 @@ class ReaderSegment(LeaseWords):
                 memory: Any = root.base
                 anchor = _View(memory, finished.append)
                 anchor.segment, anchor.mapping, anchor.generation = self, mapping, _generation
+                anchor.key = id(memory)
+                if mapping is None:
+                    _views[anchor.key] = anchor
                 self._anchors.add(anchor)
                 return array
             finally:
                 # As in _release_if_unused(), but without a call, because an interrupt could come after a call.
                 self._anchors -= {held}
                 if not self._anchors and self._generation == _generation:
-                    self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+                    self._words[self._lease_word] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
     def _view_ended(self, anchor: _View) -> None:
         self._anchors.discard(anchor)
@@ -227,7 +247,7 @@ class ReaderSegment(LeaseWords):
     def _release_if_unused(self) -> None:
         """Release the lease if no view is left."""
         if not self._anchors and self._generation == _generation:
-            self._words[LEASE_WORD] = LEASE_PINNED if self.is_pinned else LEASE_FREE
+            self._words[self._lease_word] = LEASE_PINNED if self.is_pinned else LEASE_FREE
 
 
 class OwnerSegment(LeaseWords):
@@ -235,6 +255,7 @@ class OwnerSegment(LeaseWords):
 
     Args:
         file: the whole file, mapped for writing.
+        members: the page that says which lease lines have a reader; None if none may have one.
 
     Attributes:
         name: of its file; the pool chooses it.
@@ -268,8 +289,8 @@ class OwnerSegment(LeaseWords):
         "seq",
     )
 
-    def __init__(self, file: memoryview) -> None:
-        super().__init__(file)
+    def __init__(self, file: memoryview, members: memoryview | None = None) -> None:
+        super().__init__(file, members)
         self._file = file
         self._dtype: np.dtype[Any] | None = None
         self.name = ""
@@ -354,6 +375,7 @@ class FreeLists:
         free: the free lists, one for each capacity; the last segment of one was used most recently.
         viewed: segments that were taken off their free list because the reader has a view of them.
         pool_token: the same object for all segments of this pool, so that the pool recognises its own.
+        hands_on: the slow path may name a tensor of another pool instead of copying it.
         is_slow_path_running: a thread is in the middle of the slow path, so no other may take the fast path.
         seq: the number that was last published.
         takes: how many segments were taken from a free list.
@@ -365,6 +387,7 @@ class FreeLists:
         self.free: dict[int, list[Any]] = {}
         self.viewed: list[Any] = []
         self.pool_token = object()
+        self.hands_on = False
         self.is_slow_path_running = False
         self.seq = 0
         self.takes = 0
@@ -415,6 +438,15 @@ def loan_of(array: Any) -> Any:
     """The segment whose loan an array lies in; None if the array is no loan."""
     loan = _loan_under(_root_of(array)) if isinstance(array, np.ndarray) else None
     return None if loan is None else loan.segment
+
+
+def view_of(array: Any) -> Any:
+    """The peer's segment that an array is a view of; None if it is no view, or a copy-on-write one."""
+    if not isinstance(array, np.ndarray):
+        return None
+    memory: object = _root_of(array).base
+    view = _views.get(id(memory))
+    return view.segment if view is not None and view() is memory else None
 
 
 def _count_own_references() -> int:

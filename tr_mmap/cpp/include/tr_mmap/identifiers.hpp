@@ -72,11 +72,15 @@ inline void check_tag(const std::string& tag) {
         const std::string shown = tag.substr(0, wire::max_tag_length);
         throw BadTag("'" + shown + "' is no tag: " + name_rule(wire::max_tag_length), shown);
     }
-    for (const char* prefix : {wire::result_prefix, wire::segment_prefix}) {
-        if (is_all_digits(between(tag, std::string(prefix) + "_", ""))) {
-            throw BadTag("the tag '" + tag + "' is one of the library's own names; choose another", tag);
-        }
+    bool is_own = false;
+    for (const char* prefix : {wire::result_prefix, wire::segment_prefix, wire::given_file_prefix}) {
+        is_own |= is_all_digits(between(tag, std::string(prefix) + "_", ""));
     }
+    const std::string numbers(between(tag, wire::given_prefix, ""));
+    const std::size_t first = numbers.find('_');
+    is_own |= first != std::string::npos && is_all_digits(numbers.substr(0, first)) &&
+              is_all_digits(numbers.substr(first + 1));
+    if (is_own) throw BadTag("the tag '" + tag + "' is one of the library's own names; choose another", tag);
 }
 
 /// Refuse what may not name a session.

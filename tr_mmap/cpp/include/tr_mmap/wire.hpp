@@ -57,6 +57,11 @@ inline constexpr std::uint64_t seq_retired = 18446744073709551615u;
 inline constexpr std::uint64_t lease_free = 0;
 inline constexpr std::uint64_t lease_held = 1;
 inline constexpr std::uint64_t lease_pinned = 2;
+inline constexpr std::size_t lines_offset = 512;
+inline constexpr std::size_t line_nbytes = 64;
+inline constexpr int max_readers = 56;
+inline constexpr int lines_word = 64;
+inline constexpr int line_words = 8;
 
 // segments.py
 inline constexpr std::size_t head_nbytes = 4096;
@@ -72,6 +77,8 @@ inline constexpr int max_slots = 256;
 inline constexpr int few_segments = 16;
 inline constexpr int looks_per_take = 16;
 inline constexpr int trim_takes = 64;
+inline constexpr std::size_t given_nbytes = 65536;
+inline constexpr std::size_t apart_nbytes = 1048576;
 inline constexpr int max_unviewed = 2048;
 
 // messages.py
@@ -144,6 +151,9 @@ inline constexpr char tensor_suffix[] = ".tsr";
 inline constexpr char result_prefix[] = "result";
 inline constexpr char hand_result_prefix[] = "by_hand";
 inline constexpr char segment_prefix[] = "segment";
+inline constexpr char given_prefix[] = "given-";
+inline constexpr char given_file_prefix[] = "given-file";
+inline constexpr char readers_suffix[] = ".readers";
 inline constexpr char doorbell_prefix[] = "/tr_";
 inline constexpr std::size_t max_doorbell_length = 240;
 inline constexpr char shm_dir[] = "/dev/shm";
@@ -157,6 +167,7 @@ inline constexpr char default_worker[] = "default";
 inline constexpr char default_root_prefix[] = "tr_mmap-";
 inline constexpr char new_prefix[] = ".new-";
 inline constexpr char gone_prefix[] = ".gone-";
+inline constexpr char pool_prefix[] = ".pool-";
 inline constexpr char temporary_prefix[] = ".tr_mmap-";
 inline constexpr char temporary_suffix[] = ".tmp";
 inline constexpr char workspace_variable[] = "TR_WORKSPACE";

@@ -88,7 +88,7 @@ inline std::string where_of(const Identity& process) {
 
 /// The process that is making or removing the session in a directory of this name; nothing if the name is another one.
 ///
-/// @param prefix wire::new_prefix or wire::gone_prefix; <pid>-<start ticks>-<hex> follows.
+/// @param prefix wire::new_prefix, wire::gone_prefix or wire::pool_prefix; <pid>-<start ticks>-<hex> follows.
 inline std::optional<Identity> leftover_user(std::string_view name, std::string_view prefix) {
     const std::string_view numbers = between(name, prefix, "");
     const std::size_t first = numbers.find('-');
@@ -222,7 +222,8 @@ public:
         }
         for (const std::string& name : names) {
             const std::string path = sessions_ + "/" + name;
-            const auto maker = leftover_user(name, wire::new_prefix);
+            auto maker = leftover_user(name, wire::new_prefix);
+            if (!maker) maker = leftover_user(name, wire::pool_prefix);  // a process's, which holds a lock there too
             const auto remover = leftover_user(name, wire::gone_prefix);
             if (maker || remover) {
                 // Also removals by this process itself: one may have failed.
