@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from interrupts import handled_at, interrupted_at
 from pool_ways import POOL_TOOLS
-from support import BOUND_S, Gate, wait_until
+from support import BOUND_S, FOREVER_MS, Gate, wait_until
 
 from tr_mmap import MissingTag, RemoteError, SessionPool
 from tr_mmap.pool.dispatcher import Dispatcher
@@ -173,3 +173,18 @@ def test_a_drop_that_is_interrupted_is_finished_by_the_next_one(pool: SessionPoo
             pool.drop_tensor("dropped")
         step += 5
     assert step > 20
+
+
+def test_a_kill_that_is_interrupted_is_finished_by_the_next_cancel(tmp_path: Path) -> None:
+    with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
+        assert pool.wait_until_ready(FOREVER_MS)
+        for step in range(3, 33, 5):
+            gate = Gate(tmp_path)
+            running = pool.submit(gate.message)
+            gate.wait_for_worker()
+            with suppress(KeyboardInterrupt):
+                handled_at(step, lambda: running.cancel(kill_running=True), interrupt)  # noqa: B023
+            assert running.cancel(kill_running=True), step
+            assert pool.submit("say", step).result(BOUND_S) == str(step)
+            gate.close()
+        assert pool.stats().died == 6

@@ -258,6 +258,8 @@ class PoolFuture(Future[Any]):
             with self._condition:
                 if self._state == "CANCELLED":
                     self.set_running_or_notify_cancel()  # for those that wait for several futures
+            if kill_running and (attempt := self._task.attempt) is not None and attempt.is_running():
+                self._hub.kill_running(self._task)  # an exception has come before the last call could say so
             return True
         if self.done():
             return False
