@@ -133,12 +133,12 @@ class Broadcasts:
         """
         with self._sending:
             with self._lock:
+                serving = [each for each in list(workers) if each.state is State.READY]
                 # After an exception in the middle, the next call drops the rest.
-                is_known = tag in self._tensors or any(tag in each.tags for each in list(workers))
+                is_known = tag in self._tensors or any(tag in each.tags for each in serving)
                 self._tensors.pop(tag, None)
                 if not is_known:
                     raise MissingTag(f"there is no broadcast tensor with the tag {tag!r}", tag=tag)
-                serving = [each for each in list(workers) if each.state is State.READY]
             self._bring_all(serving)
 
     def _bring_all(self, workers: list[Worker]) -> None:
@@ -146,4 +146,4 @@ class Broadcasts:
             try:
                 self.bring(worker)
             except (SessionNotStarted, WorkerDied):
-                pass  # it has died; the one that takes its place is sent everything
+                worker.tags.clear()  # it has died; the one that takes its place is sent everything
