@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         UnsupportedTensor,
         WorkerDied,
     )
+    from .pool.pool import SessionPool
+    from .pool.stats import PoolWorkerStats, SessionPoolStats
     from .sessions.workspace import SweepReport, sweep
     from .shm.stats import PoolStats, ReaderStats
     from .tsr import Header, from_file, load, memmap, read_header, save
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "PythonSession",
     "PyTorchSession",
+    "SessionPool",
     "Server",
     "TechRenaissanceServer",
     "Header",
@@ -67,6 +70,8 @@ __all__ = [
     "SessionStats",
     "SweepReport",
     "WorkerState",
+    "PoolWorkerStats",
+    "SessionPoolStats",
     "aio",
     "errors",
     "native",
@@ -115,6 +120,9 @@ _HOMES: Final = {
     "SessionStats": "controller.stats",
     "SweepReport": "sessions.workspace",
     "WorkerState": "controller.stats",
+    "PoolWorkerStats": "pool.stats",
+    "SessionPool": "pool.pool",
+    "SessionPoolStats": "pool.stats",
 }
 _ROOMS: Final = ("aio", "errors", "native")  # rooms that programs name: ``tr_mmap.native.IS_COMPILED``
 

@@ -309,13 +309,15 @@ class WorkerDied(TRException, ChildProcessError):
         exit_code: its exit status; if negative, minus the signal that killed it; None if unknown.
         log_tail: the last lines of its output; "" if it printed nothing. The tracebacks of errors that it has answered,
             and what it printed before them, are not among these lines.
+        attempts: of a pool's request: how many workers have begun it, and ended before they had answered it.
     """
 
     exit_code: int | None
     log_tail: str
+    attempts: int = 1
 
-    def __init__(self, message: str, *, exit_code: int | None, log_tail: str) -> None:
-        super().__init__(message, exit_code=exit_code, log_tail=log_tail)
+    def __init__(self, message: str, *, exit_code: int | None, log_tail: str, attempts: int = 1) -> None:
+        super().__init__(message, exit_code=exit_code, log_tail=log_tail, attempts=attempts)
 
 
 class RemoteError(TRException, RuntimeError):

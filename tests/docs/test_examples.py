@@ -52,6 +52,8 @@ EXPECTED = {
         "given up after 100 ms",
         "and the session goes on: 6.000",
     ],
+    "pool_folder.py": ["read: 40 first: 00.npy 0.0 last: 39.npy 39.0", "and: broken.npy is broken"],
+    "pool_images.py": ["right labels: 60 of 60", "workers: 4 died: 1 failed: 0"],
     "files.py": [
         "header: float32 (512, 256) 524288 bytes",
         "equal: True writeable: False",

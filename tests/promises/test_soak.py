@@ -43,6 +43,14 @@ def test_a_store_with_faults_is_right_and_flat_and_leaves_nothing(
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
+def test_a_pool_whose_workers_are_killed_and_come_and_go_is_right_and_flat_and_leaves_nothing(
+    is_full: bool, figures: Callable[[str], None]
+) -> None:
+    soak("--pool", 600 if is_full else 5, figures)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
 def test_a_gateway_whose_processes_are_killed_answers_right_and_leaves_nothing(
     is_full: bool, figures: Callable[[str], None]
 ) -> None:

@@ -123,6 +123,7 @@ def _extras(extras: dict[str, Results]) -> list[str]:
             ]
             parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
     flight = _in_flight(extras.get("in_flight", {}))
+    flight += _pool(extras.get("pool", {}))
     return parts + flight + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
 
 
@@ -162,6 +163,46 @@ def _in_flight(found: Results) -> list[str]:
         "## One short text, blocking and awaited",
         table(["", "median", "p99", "n"], calls),
     ]
+
+
+POOLS: Final = {
+    "ours": "SessionPool.map",
+    "standard": "ProcessPoolExecutor.map",
+    "imap": "multiprocessing.Pool.imap",
+    "loky": "loky, map",
+    "joblib": "joblib.Parallel, which batches",
+    "mpire": "mpire, imap",
+    "ray": "Ray, ActorPool.map",
+}
+
+
+def _pool(found: Results) -> list[str]:
+    sizes = [name for name in found if name.isdigit()]
+    if not sizes:
+        return []
+    lines = []
+    for name, label in POOLS.items():
+        cells = [found[size].get(name) for size in sizes]
+        if any(cells):
+            ours = [found[size]["ours"]["median_us"] for size in sizes]
+            shown = [
+                f"{format_us(cell['median_us'])} ({format_ratio(us / cell['median_us'])})" if cell else ""
+                for us, cell in zip(ours, cells, strict=True)
+            ]
+            lines.append([label, *shown])
+    return [
+        f"## A map over new arrays, {found['workers']} processes",
+        "The time of a map by the number of its items; in brackets, ours divided by theirs.",
+        table(["", *(format_nbytes(int(size)) for size in sizes)], lines),
+        *_broadcast(found.get("broadcast", {})),
+    ]
+
+
+def _broadcast(found: Results) -> list[str]:
+    if not found:
+        return []
+    ours, copied = (format_us(found[name]["median_us"]) for name in ("ours", "memcpy"))
+    return [f"One 64 MiB tensor to four workers: {ours}; one copy of it in one process: {copied}."]
 
 
 def _store(found: Results) -> list[str]:

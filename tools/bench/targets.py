@@ -105,6 +105,19 @@ def _within(what: str, limit: float, unit: str, value: float | None) -> Verdict:
     return Verdict(what, target, f"{value:.3g} {unit}", value <= limit)
 
 
+def _pool(found: dict[str, Any]) -> list[Verdict]:
+    small, large, sent = (found.get(name, {}) for name in (str(1 << 10), str(_MIB), "broadcast"))
+    others = [each for name, each in large.items() if name != "ours"]
+    best = min(others, key=lambda each: each["median_us"], default=None)
+    what = "a map over new arrays, 2 processes"
+    return [
+        _at_least(f"{what}, 1 MiB", 15, "the best of the other pools", _quotient(best, large.get("ours"))),
+        _at_least(f"{what}, 1 KiB", 1, "joblib", _quotient(small.get("joblib"), small.get("ours"))),
+        _at_least(f"{what}, 1 KiB", 3, "mp.Pool.imap", _quotient(small.get("imap"), small.get("ours"))),
+        _bound("one 64 MiB tensor to 4 workers", 1.5, "one memcpy", _quotient(sent.get("ours"), sent.get("memcpy"))),
+    ]
+
+
 def _in_flight(found: dict[str, Any]) -> list[Verdict]:
     count = found.get("awaits", 10_000)
 
@@ -297,6 +310,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
         _bound("text round trip", 2.5, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
         *_echo(rows),
         *_in_flight(extras.get("in_flight", {})),
+        *_pool(extras.get("pool", {})),
         *_load(extras.get("files", {})),
         *_sandbox(extras.get("sandbox", {})),
         *_store(extras.get("store", {})),

@@ -5,15 +5,15 @@ descriptors and /dev/shm do not grow.
 
 There are three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random,
 and one over the channel of files. There is also a store of records, whose writers and readers are killed.
-``--no-store`` leaves the store out, ``--no-sessions`` the sessions; ``--gateway`` runs a gateway instead. Between
-rounds the program drops all views, tags and records, and takes a sample. Samples of late rounds must be as low as those
-of early ones, and in the end nothing may be left. Prints a report; the exit status is 0 if all is good, otherwise 1.
+``--no-store`` leaves the store out, ``--no-sessions`` the sessions; ``--gateway`` runs a gateway instead, ``--pool`` a
+pool of workers. Between rounds the program drops all views, tags and records, and takes a sample. Samples of late
+rounds must be as low as those of early ones, and in the end nothing may be left. Prints a report; the exit status is 0
+if all is good, otherwise 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import os
 import random
@@ -34,6 +34,8 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
 
 import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
 from gateway import soak_gateway  # noqa: E402
+from measures import count_fds, private_nbytes, shared_nbytes, trim  # noqa: E402
+from pools import soak_pool  # noqa: E402
 from stores import StoreSoak  # noqa: E402
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout, SessionNotStarted, WorkerDied, sweep  # noqa: E402
@@ -75,20 +77,7 @@ class Sample:
         return f"{self.at_s:8.0f}" + "".join(mib) + counts
 
 
-_trim: Final = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-
 HEADING: Final = "    at s   own MiB worker   shared   fds  worker threads  maps store MiB files"
-
-
-def private_nbytes(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
-    return 0
-
-
-def count_fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def count_maps(workspace: Path) -> int:
@@ -103,17 +92,6 @@ def count_maps(workspace: Path) -> int:
         if rights.endswith("s") and path[0].startswith(f"{workspace}/") and not path[0].endswith(" (deleted)")
     }
     return len(lines) - len(kept)
-
-
-def shared_nbytes(workspace: Path) -> int:
-    seen = {}
-    for path in workspace.rglob("*"):
-        try:
-            info = path.lstat()
-        except FileNotFoundError:
-            continue
-        seen[info.st_ino] = info.st_blocks * 512  # a tag is another name of its segment
-    return sum(seen.values())
 
 
 @dataclass
@@ -357,8 +335,7 @@ class Soak:
             self.store.quiet()
             self.wrong += self.store.wrong
         gc.collect()
-        if _trim is not None:
-            _trim(0)  # what malloc keeps for later is no leak
+        trim()
         for party in self.parties:
             party.open().calculate("echo", np.zeros(1), timeout_ms=LONG_MS)
         sweep()
@@ -440,6 +417,7 @@ def main() -> int:
     parts.add_argument("--no-store", action="store_true", help="sessions only")
     parts.add_argument("--no-sessions", action="store_true", help="the store only")
     parts.add_argument("--gateway", action="store_true", help="a gateway only")
+    parts.add_argument("--pool", action="store_true", help="a pool only")
     options = parser.parse_args()
     seconds = options.seconds if options.seconds is not None else options.minutes * 60
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
@@ -449,6 +427,8 @@ def main() -> int:
         os.environ["TR_WORKSPACE"] = directory
         if options.gateway:
             return 0 if soak_gateway(seconds, seed, Path(directory)) else 1
+        if options.pool:
+            return 0 if soak_pool(seconds, seed, Path(directory)) else 1
         workspace = Path(directory)
         fds, threads = count_fds(os.getpid()), threading.active_count()
         soak = Soak(seed, workspace, has_sessions=not options.no_sessions, has_store=not options.no_store)

@@ -6,6 +6,19 @@ that takes less than a thread would.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .session import PythonSession
 
-__all__ = ["PythonSession"]
+if TYPE_CHECKING:
+    from .pool import SessionPool
+
+__all__ = ["PythonSession", "SessionPool"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SessionPool":  # not all programs have one
+        from .pool import SessionPool
+
+        return SessionPool
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -173,6 +173,16 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._directory = directory
         self._has_checksum = options.checksum
         self._views = views
+        self._tags = Tags(directory, self._release_later)
+        self.unannounced = self._tags.unannounced
+        # By request that was not sent: what it names for itself alone.
+        self._prepared: dict[Any, list[Segment | Given]] = {}
+        # What a thread did not wait for: the request whose segments it releases, or None, and the call.
+        self._late: deque[tuple[Any, Callable[[], None]]] = deque()
+        self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
+        # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
+        self.left: list[tuple[int, Segment | Given]] = []
+        # From here on other sessions' threads may ask what this one holds.
         if shared is None or not shared.join(self):
             shared = PoolAccess(_pool(directory, SEGMENT_PREFIX, options))
             shared.join(self)
@@ -181,17 +191,8 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.pool_directory = shared.directory
         self._given = GivenTensors(directory)
         self.quick_loan = self._pool.quick_loan
-        self._tags = Tags(directory, self._release_later)
-        self.unannounced = self._tags.unannounced
         self._reader = self._new_reader()  # of the running worker, or of the last one
         self.has_quick_views = not self._reader.makes_private("numpy")
-        # By request that was not sent: what it names for itself alone.
-        self._prepared: dict[Any, list[Segment | Given]] = {}
-        # What a thread did not wait for: the request whose segments it releases, or None, and the call.
-        self._late: deque[tuple[Any, Callable[[], None]]] = deque()
-        self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
-        # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
-        self.left: list[tuple[int, Segment | Given]] = []
 
     def holds(self) -> Iterator[Segment]:
         yield from (each for each in self._tags.segments() if not isinstance(each, Given))

@@ -32,6 +32,7 @@ __all__ = [
     "from_buffer",
     "has_fixed_storage",
     "is_little_endian",
+    "is_plain_torch",
     "move_torch_storage",
     "to_array",
     "unguarded_torch",
@@ -71,6 +72,14 @@ def to_array(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
 def is_little_endian(array: np.ndarray[Any, Any]) -> bool:
     """Whether the elements are stored as TSR stores them."""
     return _IS_LITTLE and array.dtype.isnative
+
+
+def is_plain_torch(value: Any) -> bool:
+    """Whether it is a torch tensor of no other class, dense, on the CPU, and without gradients."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(value) is not getattr(torch, "Tensor", None):
+        return False
+    return value.device.type == "cpu" and value.layout is torch.strided and not value.requires_grad
 
 
 def copy_into(buffer: WriteableBuffer, offset: int, array: np.ndarray[Any, Any]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from ..errors import BadMessage, TRException
+from ..protocol.batches import BATCH_START, NO_BATCHES
+from ..protocol.messages import Request
 from ..protocol.named_values import FORM_NAMED, pack, unpack
 from ..transfer.kinds import Views
 from ..tsr.framework_names import check_installed
@@ -110,6 +112,9 @@ class Server(TechRenaissanceServer):
         context = self._shared if self._concurrency is None else self._context()  # in line: each request comes here
         request, convert_text, fast_path = context.request, known.convert_text, self._fast_path
         if request is not None and request.form:
+            if request.parameters.startswith(BATCH_START):
+                self._answer_batch(known, request)
+                return None
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
         elif convert_text is not None and parameters:
@@ -135,8 +140,15 @@ class Server(TechRenaissanceServer):
                 return True
         return self._say(known, result)
 
+    def _answer_batch(self, known: Command, request: Request) -> None:
+        from .batches import answer  # here: most workers never get one
+
+        answer(self, known, self._values(request), self._failure_of)
+
     async def _main_coroutine(self, command: str, parameters: str) -> bool | None:
         known = self._commands[command]
+        if parameters.startswith(BATCH_START):
+            self._refuse_form(NO_BATCHES)
         arguments, named = self._arguments(known, parameters)
         return self._say(known, await known.function(*arguments, **named))
 
@@ -186,14 +198,16 @@ class Server(TechRenaissanceServer):
         try:
             request = self._context().request
             if request is not None and request.form:
-                tags = [ref.tag for ref in request.tensors if ref.tag[:1] == ARGUMENT_TAG_PREFIX]
-                return known.bind_named(
-                    unpack(parameters, [self._fetch(tag, self.framework) for tag in tags]), self.framework
-                )
+                return known.bind_named(self._values(request), self.framework)
             return known.bind(parameters, self._tags, self._fetch, self.framework)
         except TRException as error:
             self._blame_input(error)
             raise
+
+    def _values(self, request: Request) -> dict[str, Any]:
+        """The arguments by name of a request."""
+        tags = [ref.tag for ref in request.tensors if ref.tag[:1] == ARGUMENT_TAG_PREFIX]
+        return unpack(request.parameters, [self._fetch(tag, self.framework) for tag in tags])
 
     def describe_unknown(self, command: str) -> str:
         return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"

@@ -10,9 +10,9 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Container
+from collections.abc import Callable, Container
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..base.identifiers import check_tag, tensor_file
 from ..errors import BadMessage, MissingPackage, MissingTag, SessionNotStarted
@@ -28,6 +28,8 @@ from .stop_signals import Stop, stop_signals
 from .tensor_files import path_and_tensor, read_tsr_file, write_tsr_file
 
 __all__ = ["TechRenaissanceServer"]
+
+_Start = TypeVar("_Start", bound=Callable[[], object])
 
 
 def _plain(value: Any) -> str:
@@ -58,8 +60,27 @@ class TechRenaissanceServer(RequestService):
         super().__init__(debug, views, threads)
         check_framework_name(framework)
         self.framework = framework
+        self._on_start: list[Callable[[], object]] = []
 
     # -- what users call ----------------------------------------------------------------------------------------------
+
+    def on_start(self, function: _Start) -> _Start:
+        """Have a function called once, before the worker says that it is ready: to load a model, say. A decorator.
+
+        :meth:`run` calls such functions in the order in which they were registered, when the session is there and the
+        framework is imported. What one raises ends the worker; the controller gets WorkerDied with the last lines of
+        the output.
+
+        Args:
+            function: takes no arguments.
+
+        Raises:
+            BadMessage: it is no function.
+        """
+        if not callable(function):
+            raise BadMessage(f"{function!r:.80} is no function; write @server.on_start above one", detail="on_start")
+        self._on_start.append(function)
+        return function
 
     def get_tensors(self, parameters: str, count: int | None = None) -> list[Any] | None:
         """The tensors that a parameter text names.
@@ -309,6 +330,8 @@ class TechRenaissanceServer(RequestService):
                 self.setup_session_dir(session_id)
                 channel = self._open_channel()
                 self._load_framework()
+                for function in self._on_start:
+                    function()
                 self._advance_status(channel, Status.READY)
                 channel.ring()
                 while self.should_continue():

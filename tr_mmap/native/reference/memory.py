@@ -13,7 +13,7 @@ from ..libc import MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 __all__ = ["copy", "map_file", "quick_load"]
 
 
-def copy(target: Any, offset: int, source: Any) -> None:
+def copy(target: Any, offset: int, source: Any, _is_for_others: bool = False, /) -> None:
     """Copy the bytes of a C-contiguous buffer into a writable one.
 
     Args:
