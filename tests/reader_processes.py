@@ -45,6 +45,7 @@ def serve(views, directory):
             key, name, seq, number = words
             try:
                 views[key] = reader.receive(name, seq, "numpy"), number
+                drain()
             except StaleTensor:
                 answer = None
         elif what == "content":
