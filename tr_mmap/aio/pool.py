@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from ..controller.progress import OnProgress
-    from ..pool.lifecycle import WorkerKeywords
+    from ..pool.lifecycle import PoolKeywords
     from ..pool.progress import Progress
     from ..pool.stats import SessionPoolStats
     from ..pool.tasks import PoolFuture
@@ -131,28 +131,9 @@ class SessionPool:
         self,
         script: str | os.PathLike[str] = DEFAULT_WORKER,
         max_workers: int | None = None,
-        *,
-        retries: int = 0,
-        max_tasks_per_child: int | None = None,
-        timeout_ms: float | None = None,
-        max_in_flight: int | None = None,
-        reload: bool = False,
-        quiet_mode: bool = False,
-        framework: str = "numpy",
-        **options: Unpack[WorkerKeywords],
+        **options: Unpack[PoolKeywords],
     ) -> None:
-        self._pool = BlockingPool(
-            script,
-            max_workers,
-            retries=retries,
-            max_tasks_per_child=max_tasks_per_child,
-            timeout_ms=timeout_ms,
-            max_in_flight=max_in_flight,
-            reload=reload,
-            quiet_mode=quiet_mode,
-            framework=framework,
-            **options,
-        )
+        self._pool = BlockingPool(script, max_workers, **options)
         self._calls: _Calls | None = None  # of the loop that has called last
 
     def __repr__(self) -> str:

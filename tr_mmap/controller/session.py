@@ -30,29 +30,34 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["PythonSession", "SessionKeywords"]
+__all__ = ["PythonSession", "SessionKeywords", "WorkerKeywords"]
 
 _Tensor = TypeVar("_Tensor", covariant=True)  # a tensor of the session's framework
 _PLAIN: Final = (float, int)  # a timeout of exactly one of these classes is valid if it is not negative
 
 
-class SessionKeywords(TypedDict, total=False):
-    """The options of :class:`PythonSession` that are given by name, for programs that pass them on."""
+class WorkerKeywords(TypedDict, total=False):
+    """The options of :class:`PythonSession` by name that a pool, too, passes on to each of its sessions."""
 
     channel: ChannelName
     budget_nbytes: int | None
-    at_budget: AtBudget
     auth: bool
     checksum: bool
     spin_us: float
     recycle_memory: bool
     views: Views | None
-    replace: bool
     start_timeout_ms: float | None
     args: Iterable[str]
     env: Mapping[str, str | None] | None
     cwd: str | os.PathLike[str] | None
     python: str | os.PathLike[str] | None
+
+
+class SessionKeywords(WorkerKeywords, total=False):
+    """The options of :class:`PythonSession` that are given by name, for programs that pass them on."""
+
+    at_budget: AtBudget
+    replace: bool
     max_in_flight: int
     at_limit: AtLimit
 

@@ -7,16 +7,16 @@ import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, SupportsIndex
 
 from ..controller.launch import check_script
 from ..controller.lifecycle import START_TIMEOUT_MS
-from ..controller.options import ChannelName, Views, check_bool, seconds_of
-from ..controller.session import PythonSession
+from ..controller.options import check_bool, seconds_of
+from ..controller.session import PythonSession, WorkerKeywords
 from ..errors import BadMessage, SessionNotStarted
 from ..wire.messages import MOST_IN_FLIGHT
 from ..wire.names import DEFAULT_WORKER
@@ -29,26 +29,22 @@ from .staff import Staff
 if TYPE_CHECKING:
     from typing import Unpack
 
-__all__ = ["PoolLifecycle", "WorkerKeywords"]
+__all__ = ["PoolKeywords", "PoolLifecycle"]
 
 _GRACE_AFTER_ERROR_S: Final = 0.5  # for handlers that run, at the end of a ``with`` block that has raised
 _OF_POOL: Final = ("session_id", "at_limit", "at_budget", "replace")  # options of a session that a pool sets
 
 
-class WorkerKeywords(TypedDict, total=False):
-    """The options of a session that a pool passes on to each of its own."""
+class PoolKeywords(WorkerKeywords, total=False):
+    """The options of a pool that are given by name, for a class that passes them on."""
 
-    channel: ChannelName
-    budget_nbytes: int | None
-    auth: bool
-    checksum: bool
-    spin_us: float
-    views: Views | None
-    start_timeout_ms: float | None
-    args: Iterable[str]
-    env: Mapping[str, str | None] | None
-    cwd: str | os.PathLike[str] | None
-    python: str | os.PathLike[str] | None
+    retries: int
+    max_tasks_per_child: int | None
+    timeout_ms: float | None
+    max_in_flight: int | None
+    reload: bool
+    quiet_mode: bool
+    framework: str
 
 
 _pools: weakref.WeakSet[Dispatcher] = weakref.WeakSet()  # that have begun
