@@ -9,15 +9,14 @@ import asyncio
 import itertools
 import subprocess
 import sys
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import support
+from loop_thread import LoopThread
 from support import FOREVER_MS, TOOLS
 
 import tr_mmap
@@ -129,26 +128,21 @@ class Awaits(Way):
     """``tr_mmap.aio``, in a loop that runs in a thread of its own."""
 
     def __init__(self, **options: Any) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
+        self.loop = LoopThread()
         self.session = aio.PythonSession(TOOLS, "many", quiet_mode=True, **options)
         try:
-            self.run(self.session.__aenter__)
+            self.loop.run(self.session.__aenter__())
         except BaseException:
-            self._end_loop()
+            self.loop.end()
             raise
-
-    def run(self, action: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        return asyncio.run_coroutine_threadsafe(action(), self.loop).result(FOREVER_MS / 1000)
 
     def submit(self, message: str, *tensors: Any, timeout_ms: float | None = FOREVER_MS) -> Future[Any]:
         call = self.session.calculate(message, *tensors, timeout_ms=timeout_ms)
-        return asyncio.run_coroutine_threadsafe(call, self.loop)
+        return self.loop.start(call)
 
     def flush(self) -> None:
         for _ in range(3):  # a task that is cancelled runs in the loop's next pass
-            self.run(lambda: asyncio.sleep(0))
+            self.loop.run(asyncio.sleep(0))
 
     def in_flight(self) -> int:
         return _count(self.session._session)
@@ -157,22 +151,17 @@ class Awaits(Way):
         return self.session.pid or 0
 
     def restart(self) -> None:
-        self.run(self.session.start)
-        assert self.run(lambda: self.session.wait_until_ready(FOREVER_MS))
+        self.loop.run(self.session.start())
+        assert self.loop.run(self.session.wait_until_ready(FOREVER_MS))
 
     def close(self) -> None:
-        self.run(self.session.close)
+        self.loop.run(self.session.close())
 
     def end(self) -> None:
         try:
             self.close()
         finally:
-            self._end_loop()
-
-    def _end_loop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+            self.loop.end()
 
 
 class Lines(Way):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
+from loop_thread import LoopThread
 from support import FOREVER_MS, WORKERS
 
 from tr_mmap import SessionPool, SessionPoolStats, aio
@@ -91,24 +91,19 @@ class Awaits(Way):
     """``tr_mmap.aio``, in a loop that runs in a thread of its own."""
 
     def __init__(self, script: Any, size: int, **options: Any) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
+        self._loop = LoopThread()
         try:
             self.pool = aio.SessionPool(script, size, quiet_mode=True, **options)
-            self._run(self.pool.__aenter__())
+            self._loop.run(self.pool.__aenter__())
         except BaseException:
-            self._end_loop()
+            self._loop.end()
             raise
-
-    def _run(self, action: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(action, self.loop).result(FOREVER_MS / 1000)
 
     def _in_loop(self, action: Callable[[], Any]) -> Any:
         async def call() -> Any:
             return action()
 
-        return self._run(call())
+        return self._loop.run(call())
 
     def submit(self, command: Any, *arguments: Any, **options: Any) -> Any:
         return self._in_loop(lambda: self.pool.submit(command, *arguments, **options))
@@ -116,7 +111,7 @@ class Awaits(Way):
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
         method = getattr(self.pool, name)
         if asyncio.iscoroutinefunction(method):
-            return self._run(method(*arguments, **options))
+            return self._loop.run(method(*arguments, **options))
         return self._in_loop(lambda: method(*arguments, **options))
 
     def mapped(self, command: Any, *iterables: Any, most: int | None = None, **options: Any) -> list[Any]:
@@ -126,7 +121,7 @@ class Awaits(Way):
                     return [each async for each in results]
                 return [await anext(results) for _ in range(most)]
 
-        found: list[Any] = self._run(collect())
+        found: list[Any] = self._loop.run(collect())
         return found
 
     def cancel(self, token: Any) -> bool:
@@ -136,18 +131,13 @@ class Awaits(Way):
         async def wait() -> Any:
             return await token
 
-        return self._run(wait())
+        return self._loop.run(wait())
 
     def end(self) -> None:
         try:
             self.call("shutdown", cancel_futures=True)
         finally:
-            self._end_loop()
-
-    def _end_loop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+            self._loop.end()
 
 
 WAYS: dict[str, type[Way]] = {"blocking": Blocking, "asyncio": Awaits}
