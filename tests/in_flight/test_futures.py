@@ -70,7 +70,7 @@ def test_threads_that_submit_first_at_once_start_one_thread(workspace: Path) -> 
         wait_until(lambda: len(os.listdir("/proc/self/task")) <= before + 1)  # those of the test end a moment later
 
 
-def test_a_callback_that_fails_harms_no_other_future(own: PythonSession) -> None:
+def test_a_callback_that_fails_harms_no_other_future(own: PythonSession, gate: Gate) -> None:
     def fail(future: Future[Any]) -> None:
         raise ZeroDivisionError
 
@@ -78,8 +78,9 @@ def test_a_callback_that_fails_harms_no_other_future(own: PythonSession) -> None
         raise SystemExit
 
     for callback in (fail, leave):
-        future = own.submit("say x")
-        future.add_done_callback(callback)
+        future = own.submit(gate.message)
+        future.add_done_callback(callback)  # before the answer: else it is called here, in this thread
+        gate.let_go("x")
         wait([future], BOUND_S)
     assert [own.submit(f"say {number}").result() for number in range(20)] == [str(number) for number in range(20)]
 
