@@ -49,6 +49,7 @@ FITTING = {
     "freeze": "tensor",
     "loan_of": "tensor",
     "has_as_many_colons": "bytes shape",
+    "set_member": "whole line truth",
 }  # what some methods take
 
 
@@ -192,6 +193,8 @@ class Values:
             "shape": lambda: self.random.choice([(4,), (2, 2), (), (0,), 4]),
             "offset": lambda: self.random.choice([0, 4096, 8192, NBYTES - 16]),
             "server": lambda: Server(Callback(self)),
+            "line": lambda: self.random.choice([0, 1, 55, 56, -1, None]),
+            "truth": lambda: self.random.choice([True, False, Callback(self)]),
             "mirrors": lambda: tuple(self._of(n.Mirror)),
             "buffer": self.buffer,
             "whole": lambda: memory(nbytes=NBYTES),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import mmap
 import os
@@ -231,12 +232,23 @@ def test_readers_with_lines_of_their_own_do_not_touch_each_others_leases(native:
     assert owner.claim() == 0
 
 
+class Truth:
+    """Its truth is told by code that handles an exception of its own."""
+
+    def __bool__(self) -> bool:
+        with contextlib.suppress(KeyError):
+            {}[1]
+        return True
+
+
 def test_lines_that_are_not_there_are_refused(native: ModuleType) -> None:
     for line in (-1, 56, 2**40):
         with pytest.raises(ValueError, match="no lease line"):
             native.LeaseWords(memory(), None, line)
         with pytest.raises(ValueError, match="no lease line"):
             native.set_member(memory(4096), line, True)
+        with pytest.raises(ValueError, match="no lease line"):
+            native.set_member(memory(4096), line, Truth())
     with pytest.raises(ValueError, match=r"."):
         native.LeaseWords(memory(4088), None, 0)
     with pytest.raises(ValueError, match=r"."):

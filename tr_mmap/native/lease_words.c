@@ -54,13 +54,14 @@ PyObject *py_set_member(PyObject *module, PyObject *const *arguments, Py_ssize_t
         return NULL;
     }
     Py_ssize_t line = parse_line(arguments[1]);
-    int is_member = PyObject_IsTrue(arguments[2]);
-    Py_buffer page;
-    if (line < NO_LINE || is_member < 0) return NULL;
+    if (line < NO_LINE) return NULL; /* before any code of Python's runs: it could clear the exception */
     if (line == NO_LINE) {
         PyErr_SetString(PyExc_TypeError, "None is no lease line");
         return NULL;
     }
+    int is_member = PyObject_IsTrue(arguments[2]);
+    Py_buffer page;
+    if (is_member < 0) return NULL;
     if (get_word_buffer(arguments[0], &page, WIRE_MAX_READERS) < 0) return NULL;
     __atomic_store_n((unsigned char *)page.buf + line, (unsigned char)is_member, __ATOMIC_SEQ_CST);
     PyBuffer_Release(&page);
