@@ -27,15 +27,6 @@ def sleep_on(task: Background) -> bool:
     return False
 
 
-@pytest.fixture
-def tasks() -> Iterator[list[Background]]:
-    made = [Background(sleep_on) for _ in range(2)]
-    yield made
-    for each in made:
-        each.stop(BOUND_S)
-        assert not each.is_running()
-
-
 def fork() -> None:
     pid = os.fork()
     if pid == 0:
@@ -88,23 +79,22 @@ def look(tasks: list[Background]) -> None:
     wait_until(lambda: all(each.is_running() for each in tasks))
 
 
-@forks
-@interrupted
-def test_a_handler_that_raises_at_any_moment_around_a_fork_costs_no_thread(tasks: list[Background]) -> None:
-    for _ in each_moment(raise_interrupt, fork):
-        look(tasks)
-    fork()
-    look(tasks)
-
-
-@forks
-def test_a_handler_may_fork_at_any_moment_around_a_fork() -> None:
-    """In an interpreter of its own: concurrent.futures has a hook that waits for ever if a fork comes in a fork."""
+def in_small_interpreter(action: str) -> None:
+    """Let an action come at each moment around a fork; hundreds of forks of this process, with all tests, take long."""
     tests = os.path.dirname(os.path.dirname(__file__))
     program = f"import runpy, sys; sys.path.insert(0, {tests!r}); runpy.run_path({__file__!r}, run_name='__main__')"
     warned = ("-W", "ignore:This process:DeprecationWarning")  # by Python 3.13, which counts threads after the fork
-    done = run_python(*warned if sys.version_info[:2] == (3, 13) else (), "-c", program)
+    done = run_python(*warned if sys.version_info[:2] == (3, 13) else (), "-c", program, action)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_a_handler_that_raises_at_any_moment_around_a_fork_costs_no_thread() -> None:
+    in_small_interpreter("raise_interrupt")
+
+
+def test_a_handler_may_fork_at_any_moment_around_a_fork() -> None:
+    """Here concurrent.futures would have a hook that waits for ever if a fork comes in a fork."""
+    in_small_interpreter("fork")
 
 
 def test_a_handler_may_stop_a_task_at_any_moment_of_its_pause_its_end_and_its_beginning() -> None:
@@ -307,8 +297,13 @@ def test_a_signal_handler_may_end_what_it_interrupts() -> None:
 
 if __name__ == "__main__":
     assert "concurrent.futures.thread" not in sys.modules
+    come: Callable[[], None] = {"fork": fork, "raise_interrupt": raise_interrupt}[sys.argv[1]]
+    if come is raise_interrupt:
+        sys.unraisablehook = lambda _: None  # a hook of a fork that raises is told
     running = [Background(sleep_on) for _ in range(2)]
-    for _ in each_moment(fork, fork):
+    for _ in each_moment(come, fork):
         look(running)
+    fork()
+    look(running)
     for each in running:
         each.stop(BOUND_S)
