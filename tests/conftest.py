@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import TOOLS, TORCH_TOOLS, Gate, empty_place
+from support import TOOLS, TORCH_TOOLS, Gate, empty_place, share_with_this_run
 
 from tr_mmap import PythonSession
 
@@ -175,6 +175,11 @@ def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
         request.node.user_properties.append(("figures", shown))  # which reach the process that shows them
 
     return take
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _place_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    share_with_this_run(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

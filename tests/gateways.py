@@ -114,17 +114,23 @@ class RunningGateway:
 
 
 def configure(folder: Path, more: str = "", *, auth: str = "requests_per_minute = 0", server: str = "") -> Path:
-    """A configuration in a folder, with a key; ``more`` has other sections."""
+    """A configuration in a folder; ``more`` has other sections."""
     path = folder / "tr_mmap.toml"
     path.write_text(f'[server]\nport = 0\n{server}\n[auth]\nkey_file = "tr_mmap.key"\n{auth}\n{more}\n')
+    return path
+
+
+def configure_with_key(folder: Path, more: str = "", **sections: str) -> Path:
+    """The same, with a key, as the first ``tr-mmap token`` makes one."""
+    path = configure(folder, more, **sections)
+    make_key_file(folder / "tr_mmap.key")
     return path
 
 
 @contextmanager
 def running(folder: Path, more: str = "", **sections: str) -> Iterator[RunningGateway]:
     """A gateway, for as long as the block takes. It must end well."""
-    path = configure(folder, more, **sections)
-    make_key_file(folder / "tr_mmap.key")  # as the first ``tr-mmap token`` does
+    path = configure_with_key(folder, more, **sections)
     with subprocess.Popen(
         [sys.executable, "-m", "tr_mmap", "serve", "--config", str(path)],
         env=environment(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
+from support import once_a_run
 
 from tr_mmap.cpp import include_dir
 
@@ -30,7 +30,7 @@ HEAD = """
 """
 
 
-@functools.cache
+@once_a_run
 def library(source: str | Path, *flags: str) -> bytes:
     """A library of C++: the text is put behind :data:`HEAD`; a file is built as it stands."""
     if shutil.which("g++") is None:

@@ -6,8 +6,11 @@ Never imports the code under test.
 from __future__ import annotations
 
 import fcntl
+import functools
+import hashlib
 import json
 import os
+import pickle
 import re
 import secrets
 import shutil
@@ -21,7 +24,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
@@ -228,11 +231,20 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first process to ask makes, and that all processes of a run of tests share."""
-    shared = factory.getbasetemp()
+_of_this_run: list[Path] = []  # the folder that all processes of a run of tests share
+
+
+def share_with_this_run(factory: pytest.TempPathFactory) -> None:
+    """Say where this run has its temporary files."""
+    folder = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # then it is that of one of several processes
-        shared = shared.parent
+        folder = folder.parent
+    _of_this_run[:] = [folder]
+
+
+def made_once(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first process to ask makes, and that all processes of a run of tests share."""
+    (shared,) = _of_this_run
     folder = shared / name
     done = shared / f"{name}.made"
     with locked(shared / f"{name}.lock"):
@@ -241,6 +253,32 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+_Found = TypeVar("_Found")
+
+
+def once_a_run(function: Callable[..., _Found]) -> Callable[..., _Found]:
+    """Let the first process that calls a function keep its result for all processes of a run of tests.
+
+    Its arguments are told apart by what ``str`` makes of them.
+    """
+
+    @functools.cache
+    def found(*arguments: Any) -> _Found:
+        if not _of_this_run:  # in a program that a test has started
+            return function(*arguments)
+        told = "\0".join([function.__module__, function.__qualname__, *map(str, arguments)])
+
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "result").write_bytes(pickle.dumps(function(*arguments)))
+
+        name = f"{function.__qualname__}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        result: _Found = pickle.loads((made_once(name, make) / "result").read_bytes())
+        return result
+
+    return functools.wraps(function)(found)
 
 
 def environment() -> dict[str, str]:

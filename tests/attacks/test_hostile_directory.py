@@ -209,6 +209,7 @@ def is_own_log(path: Path) -> bool:
     return stat.S_ISREG(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600 and info.st_uid == os.geteuid()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("in_the_way", hostile.IN_THE_WAY, ids=NAME)
 def test_what_lies_in_a_control_files_way_is_replaced_or_refused_and_never_written_through(

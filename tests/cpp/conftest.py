@@ -6,18 +6,15 @@ kept in pytest's cache until a source changes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cpp_programs import INCLUDE, SANITIZERS, SOURCES, VECTORS, WARNINGS, run
-from support import locked
+from cpp_programs import SANITIZERS, SOURCES, VECTORS, WARNINGS, compiled, included, run
+from cpp_together import APART, plain_program
 
 
 @pytest.fixture(scope="session")
@@ -43,61 +40,36 @@ def quick_compiler(compiler: str) -> str:
 SUITE = ["sessions.cpp", "session_lives.cpp", "session_threads.cpp", "session_many.cpp", "session_places.cpp"]
 SUITE += ["session_values.cpp", "endings.cpp", "formats.cpp", "values.cpp", "tools.cpp", "main.cpp"]
 AT_ONCE = ["session_many.cpp", "main.cpp"]  # by ThreadSanitizer
-APART = ["forks.cpp", "main.cpp"]  # without AddressSanitizer, and without the tools
 assert {*SUITE, *APART} == {path.name for path in SOURCES.glob("*.cpp")}
-
-
-def compile_suite(
-    compiler: str, names: Sequence[str], flags: Sequence[str], sanitizers: Sequence[str], program: Path
-) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, f"unit-{names[0]}")
-        source.write_text("".join(f'#include "{SOURCES / name}"\n' for name in names))
-        temporary = program.with_suffix(".new")
-        run([compiler, *flags, *sanitizers, source, "-o", temporary, "-pthread"])
-        temporary.rename(program)
-
-
-def compiled(
-    compiler: str, request: pytest.FixtureRequest, name: str, names: Sequence[str], sanitizers: Sequence[str]
-) -> Path:
-    """A program of some of the sources, from pytest's cache if nothing has changed."""
-    sources = [*INCLUDE.rglob("*.h*"), *SOURCES.glob("*.?pp")]
-    flags = [*WARNINGS, "-O0", f"-I{INCLUDE}"]
-    if "tools.cpp" not in names:
-        flags.append("-DWITHOUT_TOOLS")
-    state = hashlib.sha256(" ".join([compiler, *names, *flags, *sanitizers]).encode())
-    for path in sorted(sources):
-        state.update(path.name.encode() + path.read_bytes())
-    cache = request.config.cache
-    assert cache is not None
-    program = cache.mkdir("cpp") / f"{name}-{state.hexdigest()[:16]}"
-    with locked(program.parent / f"{name}-lock"):
-        if not program.exists():
-            for older in program.parent.glob(f"{name}-*"):
-                if older.name != f"{name}-lock":
-                    older.unlink()
-            compile_suite(compiler, names, flags, sanitizers, program)
-    return program
 
 
 @pytest.fixture(scope="session")
 def suite(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program made of tests/cpp."""
-    return compiled(quick_compiler, request, "suite", SUITE, SANITIZERS)
+    return compiled(quick_compiler, request, "suite", included(SUITE), [*WARNINGS, *SANITIZERS])
+
+
+@pytest.fixture(scope="session")
+def plain(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
+    """What needs no sanitizers; see there."""
+    return plain_program(quick_compiler, request)
 
 
 @pytest.fixture(scope="session")
 def forks(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program of the tests that fork beside threads, with sanitizers only if all is to be as long as it can be."""
-    sanitizers = [*SANITIZERS[1:], "-fsanitize=undefined"] if request.config.getoption("--full") else []
-    return compiled(quick_compiler, request, "forks", APART, sanitizers)
+    if not request.config.getoption("--full"):
+        made: Path = request.getfixturevalue("plain")
+        return made
+    flags = [*WARNINGS, "-DWITHOUT_TOOLS", *SANITIZERS[1:], "-fsanitize=undefined"]
+    return compiled(quick_compiler, request, "forks", included(APART), flags)
 
 
 @pytest.fixture(scope="session")
 def at_once(quick_compiler: str, request: pytest.FixtureRequest) -> Path:
     """The program of the tests of many requests at once, with ThreadSanitizer."""
-    return compiled(quick_compiler, request, "at_once", AT_ONCE, ["-fsanitize=thread"])
+    flags = [*WARNINGS, "-DWITHOUT_TOOLS", "-fsanitize=thread"]
+    return compiled(quick_compiler, request, "at_once", included(AT_ONCE), flags)
 
 
 def asking(program: Path, folder: Path) -> Any:

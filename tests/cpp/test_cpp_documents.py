@@ -1,28 +1,23 @@
 """Programs as the original framework's documents have them, in our own words: each compiles as it stands, and runs.
 
-All of them make one program, because the headers take longer to compile than they do. In it each has a namespace of its
-own, and its ``main`` another name.
+All of them make one program (``cpp_together.py``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
-from cpp_programs import EXAMPLES, INCLUDE, SANITIZERS, SOURCES, WARNINGS, run, run_both
-from support import ROOT, leftovers, locked
+from cpp_programs import EXAMPLES, INCLUDE, SANITIZERS, STRICT, compiled, run, run_both
+from cpp_together import DOCUMENTS, PLAIN_DOCUMENT, document_programs, one_program
+from support import ROOT, leftovers
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs a program compiles it
 
-DOCUMENTS = SOURCES / "documents"
-PLAIN = DOCUMENTS / "mixed_plain.cpp"  # a file beside them, which does not include tech_renaissance.h
-STRICT = [*WARNINGS, "-Wshadow", "-Wconversion"]
 SANITIZED = "clang++" if shutil.which("clang++") else "g++"  # with sanitizers g++ takes twice as long
 # By default g++ compiles the programs, and those of clang++ are run; --full runs those of g++ too.
 COMPILERS = [pytest.param("g++", marks=[] if SANITIZED == "g++" else pytest.mark.full_only), "clang++"]
@@ -73,25 +68,6 @@ EXPECTED = {
 }
 
 
-def one_program() -> str:
-    """The source of a program that runs the document whose name is its argument."""
-    includes: dict[str, None] = {}
-    parts, calls = [], []
-    for path in sorted(DOCUMENTS.glob("*.cpp")):
-        if path == PLAIN:
-            continue
-        text = path.read_text()
-        includes.update(dict.fromkeys(re.findall(r"^#include .*$", text, re.MULTILINE)))
-        body = re.sub(r"^#include .*$", "", text, flags=re.MULTILINE)
-        name = f"{path.stem}_document"
-        parts.append(f'namespace {name} {{\n#define main run\n#line 1 "{path}"\n{body}\n#undef main\n}}\n')
-        calls.append(f'    if (name == "{path.stem}") return {name}::run();\n')
-    main = (
-        "int main(int, char** argv) {\n    const std::string name = argv[1];\n" + "".join(calls) + "    return 99;\n}\n"
-    )
-    return "\n".join([*includes, *parts, main])
-
-
 @pytest.fixture(scope="session", params=COMPILERS)
 def documents(request: pytest.FixtureRequest) -> Path:
     """The program of each compiler, of one with sanitizers."""
@@ -101,33 +77,11 @@ def documents(request: pytest.FixtureRequest) -> Path:
         if request.param == "g++" and os.environ.get("CI"):
             pytest.fail(notice)
         pytest.skip(notice)
-    flags = [*STRICT, "-O0", *(SANITIZERS if request.param == SANITIZED else []), f"-I{INCLUDE}"]
-    source = one_program()
-    state = hashlib.sha256(" ".join([compiler, *flags, source]).encode())
-    for path in [PLAIN, *sorted(INCLUDE.rglob("*.h*"))]:
-        state.update(path.name.encode() + path.read_bytes())
-    cache = request.config.cache
-    assert cache is not None
-    program = cache.mkdir("cpp") / f"documents-{request.param}-{state.hexdigest()[:16]}"
-    with locked(program.parent / f"documents-{request.param}.lock"):
-        if not program.exists():
-            for older in program.parent.glob(f"documents-{request.param}-*"):
-                older.unlink()
-            with tempfile.TemporaryDirectory() as folder:
-                unit = Path(folder, "documents.cpp")
-                unit.write_text(source)
-                objects = [Path(folder, "documents.o"), Path(folder, "plain.o")]
-                run_both(
-                    [
-                        [compiler, *flags, "-c", unit, "-o", objects[0]],
-                        # Without sanitizers: what it uses of the headers is in the first part too, with them.
-                        [compiler, *STRICT, "-O0", f"-I{INCLUDE}", "-c", PLAIN, "-o", objects[1]],
-                    ]
-                )
-                temporary = program.with_suffix(".new")
-                run([compiler, *flags, *objects, "-o", temporary, "-pthread"])
-                temporary.rename(program)
-    return program
+    flags = [*STRICT, *(SANITIZERS if request.param == SANITIZED else [])]
+    if request.param == "g++" and not request.config.getoption("--full"):
+        flags.append("-fno-sanitize=undefined")  # it takes as long as all else; the suite has it
+    name = f"documents-{request.param}"
+    return compiled(compiler, request, name, one_program(document_programs()), flags, [PLAIN_DOCUMENT])
 
 
 @pytest.mark.skipif(SANITIZED == "g++", reason="their programs are run")
@@ -136,8 +90,10 @@ def test_the_programs_of_the_documents_compile_without_a_warning_by_gcc_too(tmp_
     if compiler is None:
         pytest.skip("NOT TESTED: the documents' programs with g++, which is not there")
     unit = tmp_path / "documents.cpp"
-    unit.write_text(one_program())
-    units = (unit, PLAIN) if is_full else (unit,)  # the second is one of the headers alone, as in test_cpp_programs.py
+    unit.write_text(one_program(document_programs()))
+    units = (
+        (unit, PLAIN_DOCUMENT) if is_full else (unit,)
+    )  # the second is one of the headers alone, as in test_cpp_programs.py
     run_both([[compiler, *STRICT, f"-I{INCLUDE}", "-fsyntax-only", each] for each in units])
 
 
@@ -146,14 +102,14 @@ def test_a_program_of_the_documents_compiles_as_it_stands_and_runs(
     documents: Path, name: str, workspace: Path, tmp_path: Path
 ) -> None:
     # The scripts are named relative to the directory, as in the documents.
-    output = run(["env", "-C", DOCUMENTS, documents, name], TR_TEST_FOLDER=str(tmp_path))
+    output = run(["env", "-C", DOCUMENTS, documents, "program", name], TR_TEST_FOLDER=str(tmp_path))
     lines = [re.sub(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}\]", "[<time>]", each) for each in output.splitlines()]
     assert lines == EXPECTED[name]
     assert leftovers(workspace) == []
 
 
 def test_every_document_is_run() -> None:
-    assert {each.stem for each in DOCUMENTS.glob("*.cpp")} - {PLAIN.stem} == set(EXPECTED)
+    assert {each.stem for each in DOCUMENTS.glob("*.cpp")} - {PLAIN_DOCUMENT.stem} == set(EXPECTED)
 
 
 def test_every_header_of_the_original_leads_to_the_one(tmp_path: Path) -> None:
@@ -231,5 +187,5 @@ def test_links_of_killed_programs_go_with_the_next_program(documents: Path, work
     """A program that asks for WORKSPACE_PATH links its sessions; those links that it leaves, the next one removes."""
     (workspace / "pytorch_session").mkdir(mode=0o700)
     (workspace / "pytorch_session" / "tr_session_killed").symlink_to("../python_session/tr_session_killed")
-    run(["env", "-C", DOCUMENTS, documents, "links"], TR_TEST_FOLDER=str(tmp_path))
+    run(["env", "-C", DOCUMENTS, documents, "program", "links"], TR_TEST_FOLDER=str(tmp_path))
     assert leftovers(workspace) == []

@@ -1,25 +1,26 @@
 """The guide to C++ is true: its programs compile as they stand, without RTTI, and run; so does the how-to in C.
 
-The programs make one program, because the headers take longer to compile than they do: each is a namespace, and its
-``main`` another name.
+The programs are a part of one program (``cpp_together.py``). So are the recipe's to verify an algorithm, and examples;
+``tests/recipes`` and ``test_cpp_cpp_together.py`` compile these by themselves, as their readers do, with ``--full``.
 """
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_programs import INCLUDE, WARNINGS, run
-from support import ROOT, leftovers
+from cpp_programs import run
+from cpp_together import GUIDE_PROGRAMS, GUIDE_WORKER, VERIFY
+from support import ROOT, environment, leftovers
 
 import tr_mmap
 
 pytestmark = pytest.mark.timeout(400)  # the first test compiles the programs
 
-PAGE = (ROOT / "docs" / "cpp.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"^```cpp\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 SAID = [  # by each program of the page, in their order
     ["512x256: 3072"],
     ["12.5", "1 5", "2"],
@@ -35,47 +36,24 @@ SAID = [  # by each program of the page, in their order
 ]
 
 
-def one_program() -> str:
-    """The source of a program that runs the program of the page whose number is its argument."""
-    includes: dict[str, None] = {}
-    parts, calls = [], []
-    for number, text in enumerate(PROGRAMS):
-        includes.update(dict.fromkeys(re.findall(r"^#include .*$", text, re.MULTILINE)))
-        body = re.sub(r"^#include .*$", "", text, flags=re.MULTILINE)
-        body = re.sub(r"\}\s*\Z", "return 0; }", body)  # only main may end without it
-        parts.append(f"namespace program_{number} {{\n#define main run\n{body}\n#undef main\n}}\n")
-        calls.append(f"    if (number == {number}) return program_{number}::run();\n")
-    main = (
-        "int main(int, char** argv) {\n    const int number = std::atoi(argv[1]);\n"
-        + "".join(calls)
-        + "    return 99;\n}\n"
-    )
-    return "\n".join(["#include <cstdlib>", *includes, *parts, main])
-
-
-@pytest.fixture(scope="module")
-def program(quick_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of the page, beside the worker that the page has."""
-    folder = tmp_path_factory.mktemp("guide")
-    (folder / "programs.cpp").write_text(one_program(), encoding="utf-8")
-    (worker,) = re.findall(r"^```python\n# fragment: worker.py\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    (folder / "worker.py").write_text(worker, encoding="utf-8")
-    flags = [*WARNINGS, "-fno-rtti", "-O0", f"-I{INCLUDE}"]
-    run([quick_compiler, *flags, folder / "programs.cpp", "-o", folder / "programs", "-pthread"])
-    return folder / "programs"
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the worker is that the page has."""
+    (tmp_path / "worker.py").write_text(GUIDE_WORKER, encoding="utf-8")
+    return tmp_path
 
 
 @pytest.mark.parametrize("number", range(len(SAID)))
 def test_a_program_of_the_guide_compiles_without_rtti_and_says_what_it_should(
-    program: Path, workspace: Path, number: int
+    plain: Path, folder: Path, workspace: Path, number: int
 ) -> None:
-    output = run(["env", "-C", program.parent, program, str(number)])
+    output = run(["env", "-C", folder, plain, "program", str(number)])
     assert output.splitlines() == SAID[number]
     assert leftovers(workspace) == []
 
 
 def test_every_program_of_the_guide_is_run() -> None:
-    assert len(PROGRAMS) == len(SAID)
+    assert len(GUIDE_PROGRAMS) == len(SAID)
 
 
 def test_a_program_in_c_reads_a_file_without_a_library(compiler: str, tmp_path: Path) -> None:
@@ -85,3 +63,22 @@ def test_a_program_in_c_reads_a_file_without_a_library(compiler: str, tmp_path: 
     run([compiler, "-x", "c", "-std=c99", "-Wall", "-Wextra", "-Werror", tmp_path / "read.c", "-o", tmp_path / "read"])
     tr_mmap.save(tmp_path / "x.tsr", np.full((2, 3), 1.5, "float32"), version=1)
     assert run([tmp_path / "read", tmp_path / "x.tsr"]) == "2 dimensions, 6 elements, sum 9\n"
+
+
+def test_the_recipe_finds_a_wrong_algorithm_and_not_a_right_one(plain: Path) -> None:
+    done = subprocess.run(
+        [plain, "program", "verify", "reference.py"],
+        cwd=VERIFY.parent,
+        env={**environment(), "TR_PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    said = [line.partition(" of ")[0] for line in done.stdout.splitlines()]
+    assert said[:2] == ["naive, scale 1: ok: 0", "stable, scale 1: ok: 0"]
+    assert said[2].startswith("naive, scale 50: WRONG: ")
+    assert said[3] == "stable, scale 50: ok: 0"
+    assert "nan, expected" in done.stdout.splitlines()[2]

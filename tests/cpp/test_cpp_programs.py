@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cpp_programs import EXAMPLES, INCLUDE, WARNINGS, run, run_both
+from cpp_together import TOGETHER
 from support import ROOT, leftovers, made_once
 
 pytestmark = pytest.mark.timeout(400)  # the first test that needs the suite compiles it
@@ -173,23 +174,26 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="session")
-def examples(compiler: str, quick_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The examples, built once a run."""
+def examples(compiler: str, quick_compiler: str, pytestconfig: pytest.Config) -> Path:
+    """The examples, built once a run; by default without those that are in the program of the fixture ``plain``."""
+    is_full = bool(pytestconfig.getoption("--full"))
 
     def make(folder: Path) -> None:
         shutil.copytree(EXAMPLES, folder)
-        build_examples(compiler, quick_compiler, folder)
+        build_examples(compiler, quick_compiler, folder, is_full)
 
-    return made_once(tmp_path_factory, "cpp-examples", make)
+    return made_once("cpp-examples", make)
 
 
-def build_examples(compiler: str, quick_compiler: str, folder: Path) -> None:
-    """Each in another of the ways that users have."""
+def build_examples(compiler: str, quick_compiler: str, folder: Path, is_full: bool) -> None:
+    """Each in another of the ways that users have. CMake builds the recipe's project too, also by default."""
     include = run([sys.executable, "-m", "tr_mmap.cli", "include"]).strip()
     make = ["make", "-s", "-C", folder, f"CXX={quick_compiler}", f"INCLUDE={include}", "CXXFLAGS=-Wall -Wextra -Werror"]
     # The original program takes no flag but the threads library.
     plain = [compiler, f"-I{include}", folder / "matmul.cpp", "-o", folder / "matmul", "-pthread"]
-    if shutil.which("cmake") is None:
+    if not is_full:
+        run_both([[*make, "loan"], plain])
+    elif shutil.which("cmake") is None:
         run_both([[*make, "hello", "loan", "many"], plain])
     else:
         where = f"-Dtr_mmap_DIR={ROOT / 'tr_mmap' / 'cpp' / 'cmake'}"
@@ -212,8 +216,11 @@ def test_cmake_finds_the_package_in_an_environment(compiler: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
-def test_example_runs(examples: Path, name: str) -> None:
-    lines = run([examples / name]).splitlines()
+def test_example_runs(request: pytest.FixtureRequest, name: str, is_full: bool) -> None:
+    if name in TOGETHER and not is_full:
+        lines = run([request.getfixturevalue("plain"), "program", name]).splitlines()
+    else:
+        lines = run([request.getfixturevalue("examples") / name]).splitlines()
     assert [each for each in EXPECTED[name] if each not in lines] == [], lines
     if name == "matmul":
         assert lines[0] == "(4,5)"

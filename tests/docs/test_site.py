@@ -50,8 +50,8 @@ def build(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_once(tmp_path_factory, "site", build)
+def site() -> Path:
+    return made_once("site", build)
 
 
 def anchors(site: Path) -> set[str]:

@@ -44,6 +44,9 @@ class Environment:
     missing: frozenset[str] = frozenset()
     preload: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        return self.name
+
 
 _NAMESPACES = frozenset({"mount_namespace", "net_namespace"})
 ENVIRONMENTS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import resource
@@ -15,13 +14,14 @@ from typing import Any
 import pytest
 from attacks import ATTACKS, Attack
 from environments import ENVIRONMENTS, Environment, machines, run_in
+from support import once_a_run
 
 from tr_mmap.sandbox import Allow, Limits, Sandbox, SandboxBroken
 from tr_mmap.sandbox.host import Host
 from tr_mmap.sandbox.kinds import KINDS
 
 
-@functools.cache
+@once_a_run
 def results_in(environment: Environment) -> tuple[list[str], dict[str, Any]]:
     layers, results = json.loads(run_in(environment, "attack_all"))
     return layers, results

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from attacks_files import COUNT, FILE_ATTACKS, FIND, FOR_ROOT, NO_CONTROL
 from environments import ENVIRONMENTS, Environment, run_in
+from support import once_a_run
 
 
 def may_read_in_place(environment: Environment) -> bool:
@@ -22,7 +22,7 @@ def may_read_in_place(environment: Environment) -> bool:
     return "landlock" not in environment.missing and "old_landlock" not in environment.preload
 
 
-@functools.cache
+@once_a_run
 def results_in(environment: Environment) -> tuple[list[str], str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o777)

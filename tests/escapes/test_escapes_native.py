@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -15,11 +14,12 @@ import pytest
 from attacks_native import ATTACKS, NativeAttack, attack_library, write_library
 from environments import Environment, machines, run_in
 from native_libraries import library
+from support import once_a_run
 
 from tr_mmap.sandbox import AlgorithmError, Limits, Sandbox
 
 
-@functools.cache
+@once_a_run
 def results_in(environment: Environment) -> tuple[list[str], dict[str, Any]]:
     layers, results = json.loads(run_in(environment, "attack_native", data=attack_library()))
     return layers, results

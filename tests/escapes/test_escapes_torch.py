@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from attacks import ATTACKS, Attack
 from environments import Environment, machines, run_in
+from support import once_a_run
 
 from tr_mmap.sandbox import AlgorithmError, LimitExceeded, Limits, NotAllowed, Sandbox
 
@@ -24,7 +24,7 @@ _NUMPYS = {"store into an input", "make an input writable", "store into an input
            "make an input's memory writable"}  # fmt: skip
 
 
-@functools.cache
+@once_a_run
 def results_in(environment: Environment) -> tuple[list[str], dict[str, Any]]:
     layers, results = json.loads(run_in(environment, "attack_all", "torch"))
     return layers, results
@@ -52,7 +52,7 @@ class Model(torch.nn.Module):
         return x + 1
 
 
-@functools.cache
+@once_a_run
 def exported() -> bytes:
     made = io.BytesIO()
     torch.export.save(torch.export.export(Model(), (torch.ones(3),)), made)

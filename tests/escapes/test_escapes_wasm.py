@@ -5,7 +5,6 @@ Behind the engine lies the contained process: code that has left the engine find
 
 from __future__ import annotations
 
-import functools
 import json
 import platform
 import subprocess
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from attacks_wasm import ATTACKS, LIMITS, MEMORY, WELL, WasmAttack
 from environments import ENVIRONMENTS, Environment, machines, run_in
+from support import once_a_run
 from wasmtime import wat2wasm
 
 from tr_mmap.sandbox import AlgorithmError, Allow, Sandbox
@@ -55,7 +55,7 @@ def test_an_attack_is_denied_by_name(box: Sandbox, granted: Path, attack: WasmAt
     assert box.run(box.register("well", WELL)).outputs == {"output": 7}
 
 
-@functools.cache
+@once_a_run
 def results_in(environment: Environment) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         granted = Path(folder, "granted")

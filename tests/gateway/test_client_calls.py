@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from gateways import RunningGateway, configure, running, tr_mmap
+from gateways import RunningGateway, configure, configure_with_key, running, tr_mmap
 from model_folders import put, safetensors_of
 from relays import Relay
 from support import run_python, wait_until
@@ -451,8 +451,7 @@ def test_files_of_tls_that_cannot_be_used_are_named_with_their_option(
     make_certificate(folder)
     (folder / "key.pem").rename(folder / "other.pem")
     make_certificate(folder)
-    path = configure(folder, server=f'tls_certificate = "{certificate}"\ntls_key = "{key}"')
-    tr_mmap("token", "--config", path)
+    path = configure_with_key(folder, server=f'tls_certificate = "{certificate}"\ntls_key = "{key}"')
     ended = tr_mmap("serve", "--config", path)
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1), ended.stderr
     assert said.format(folder=folder) in ended.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from blocking_clients import KINDS, client_of
-from gateways import configure, running, tr_mmap
+from gateways import configure_with_key, running
 from support import WORKERS, wait_until
 
 from tr_mmap.gateway import Gateway
@@ -61,8 +61,7 @@ def test_while_it_drains_it_says_so_and_gives_results_and_takes_nothing_new(fold
 
 
 def test_a_gateway_that_ends_before_it_has_started_does_not_start_for_those_who_ask_how_it_is(folder: Path) -> None:
-    config = configure(folder, "[python]\nenabled = false")
-    assert tr_mmap("token", "--config", config).returncode == 0
+    config = configure_with_key(folder, "[python]\nenabled = false")
 
     async def main() -> None:
         gateway = Gateway.from_toml(config)

@@ -8,7 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from gateways import configure, running, tr_mmap
+from gateways import configure, configure_with_key, running, tr_mmap
 from support import ROOT
 from wheels import make_package, make_wheel
 
@@ -63,8 +63,7 @@ def test_an_interpreter_that_cannot_serve_is_told_at_the_start(
 ) -> None:
     if options is not None:
         interpreter(folder, *options)
-    path = configure(folder, f'[python]\npython_path = "./python"\nversion = "{version}"\n')
-    tr_mmap("token", "--config", path)
+    path = configure_with_key(folder, f'[python]\npython_path = "./python"\nversion = "{version}"\n')
     ended = tr_mmap("serve", "--config", path)
     assert ended.returncode == 2
     assert said in ended.stderr

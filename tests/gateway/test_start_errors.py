@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gateways import configure, running, tr_mmap
+from gateways import configure, configure_with_key, running, tr_mmap
 from model_folders import put, safetensors_of
 from support import wait_until
 
@@ -39,8 +39,7 @@ def test_an_option_that_cannot_be_used_is_one_line_with_its_name_and_status_2(
     folder: Path, section: str, said: str
 ) -> None:
     (folder / "a_file").touch()
-    path = configure(folder, section)
-    assert tr_mmap("token", "--config", path).returncode == 0
+    path = configure_with_key(folder, section)
     ended = tr_mmap("serve", "--config", path)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.startswith(f"tr-mmap: {path}: {said.format(folder=folder)}")
@@ -72,9 +71,8 @@ def test_an_address_that_another_program_has_is_one_line_with_its_options_and_st
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        path = configure(folder)
+        path = configure_with_key(folder)
         path.write_text(path.read_text().replace("port = 0", f"port = {port}"))
-        tr_mmap("token", "--config", path)
         ended = tr_mmap("serve", "--config", path)
     text = f"tr-mmap: server.host, server.port: 127.0.0.1:{port} cannot be had: Address already in use\n"
     assert (ended.returncode, ended.stderr) == (5, text)

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 from blocking_clients import KINDS, client_of
-from gateways import RunningGateway, configure, running, tr_mmap
+from gateways import RunningGateway, configure_with_key, running, tr_mmap
 from support import WORKERS, has_ended, wait_until
 
 from tr_mmap.gateway.errors import NotFound
@@ -245,8 +245,7 @@ def test_workers_end_with_the_gateway_after_their_answer(folder: Path) -> None:
 )
 def test_a_worker_that_cannot_start_is_told_at_the_start(folder: Path, section: str, said: str) -> None:
     (folder / "broken.py").write_text("raise SystemExit('broken')")
-    path = configure(folder, f"[workers.one]\n{section}\n")
-    tr_mmap("token", "--config", path)
+    path = configure_with_key(folder, f"[workers.one]\n{section}\n")
     ended = tr_mmap("serve", "--config", path)
     assert ended.returncode == 2
     assert said in ended.stderr

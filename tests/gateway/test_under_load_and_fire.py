@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from gateways import RunningGateway, configure, running, tr_mmap
+from gateways import RunningGateway, configure_with_key, running
 from support import BOUND_S, SHM, has_ended, wait_until
 
 from tr_mmap.gateway.config import Config
@@ -311,8 +311,7 @@ def test_a_mounted_gateway_starts_with_its_first_request(folder: Path) -> None:
 
     from tr_mmap.gateway import Gateway
 
-    path = configure(folder)
-    assert tr_mmap("token", "--config", path).returncode == 0
+    path = configure_with_key(folder)
 
     async def main() -> None:
         gateway = Gateway.from_toml(path)
@@ -344,8 +343,7 @@ def test_a_mounted_gateway_starts_with_its_first_request(folder: Path) -> None:
 def test_a_mounted_gateway_that_cannot_start_says_so_and_leaves_nothing(folder: Path) -> None:
     from tr_mmap.gateway import Gateway
 
-    path = configure(folder, '[workers.none]\nscript = "nowhere.py"\n')
-    assert tr_mmap("token", "--config", path).returncode == 0
+    path = configure_with_key(folder, '[workers.none]\nscript = "nowhere.py"\n')
 
     async def main() -> None:
         gateway = Gateway(Config.from_toml(path))

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ROOT, made_once
-from ways import IN_PYTHON, LINES, SOURCE, Futures, Lines, Way
+from cpp_together import plain_program
+from ways import IN_PYTHON, LINES, Futures, Lines, Way
 
 
 @pytest.fixture(scope="session")
-def lines_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lines_program(request: pytest.FixtureRequest) -> Path:
     """The C++ program that submits requests, compiled."""
     compiler = shutil.which(os.environ.get("CXX", "clang++")) or shutil.which("g++")
     if compiler is None:
         pytest.skip("NOT TESTED: many requests from C++, for there is no compiler")
-
-    def compile_it(path: Path) -> None:
-        include = ROOT / "tr_mmap" / "cpp" / "include"
-        subprocess.run([compiler, "-std=c++17", "-O0", f"-I{include}", SOURCE, "-o", path, "-pthread"], check=True)
-
-    return made_once(tmp_path_factory, "session_by_lines", compile_it)
+    return plain_program(compiler, request)
 
 
 def _opener(start: Callable[..., Way]) -> Iterator[Callable[..., Way]]:

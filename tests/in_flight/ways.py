@@ -23,9 +23,7 @@ import tr_mmap
 from tr_mmap import PythonSession, aio
 from tr_mmap.controller.request_future import RequestFuture
 
-__all__ = ["IN_PYTHON", "LINES", "SOURCE", "Awaits", "Futures", "Lines", "Way"]
-
-SOURCE = Path(__file__).with_name("session_by_lines.cpp")
+__all__ = ["IN_PYTHON", "LINES", "Awaits", "Futures", "Lines", "Way"]
 
 
 class Way(ABC):
@@ -179,7 +177,7 @@ class Lines(Way):
         words += [str(options[name]) for name in ("at_limit", "at_budget") if name in options]
         self._ids = itertools.count(1)
         self.process = subprocess.Popen(
-            [program, TOOLS, *words],
+            [program, "program", "lines", TOOLS, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

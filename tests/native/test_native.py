@@ -471,8 +471,15 @@ with PythonSession(sys.argv[1], "mixed", quiet_mode=True) as session:
 
 
 @pytest.mark.skipif(compiled is None, reason="there is no compiler here, so there is one implementation only")
-@pytest.mark.parametrize("worker", ["plain", "compiled"])
-@pytest.mark.parametrize("controller", ["plain", "compiled"])
+@pytest.mark.parametrize(
+    ("controller", "worker"),
+    [
+        ("plain", "compiled"),
+        ("compiled", "plain"),
+        pytest.param("plain", "plain", marks=pytest.mark.full_only),  # as of ``sh tools/test --plain``
+        pytest.param("compiled", "compiled", marks=pytest.mark.full_only),  # as of all other tests
+    ],
+)
 def test_the_implementations_understand_each_other(controller: str, worker: str) -> None:
     environment = os.environ | {"TR_MMAP_PURE": "" if controller == "compiled" else "1"}
     arguments = [sys.executable, "-W", "error", "-c", MIXED, str(TOOLS), controller, worker]

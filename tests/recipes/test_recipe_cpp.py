@@ -54,6 +54,7 @@ def check(*arguments: str | Path, cwd: Path | None = None) -> str:
     return printed
 
 
+@pytest.mark.full_only  # by default tests/cpp/test_cpp_guide.py runs it, compiled together with other programs
 def test_a_wrong_algorithm_is_found_and_a_right_one_is_not(compiler: str, tmp_path: Path) -> None:
     folder = EXAMPLES / "verify-algorithm"
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]

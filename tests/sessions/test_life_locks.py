@@ -235,6 +235,7 @@ def make_an_empty_file(path: Path) -> None:
     path.touch()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", [CONTROLLER_LOCK_FILE, WORKER_LOCK_FILE])
 @pytest.mark.parametrize("replace", [make_nothing, make_a_directory, make_a_link, make_an_empty_file])
 def test_a_session_without_its_lock_file_is_removed_when_it_ends(

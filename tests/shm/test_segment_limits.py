@@ -79,6 +79,7 @@ print(what)
 """
 
 
+@pytest.mark.each_value
 @pytest.mark.skipif(not os.path.exists("/proc/sys/vm/max_map_count"), reason="Linux only")
 @pytest.mark.parametrize("limit", ["vm.max_map_count", "RLIMIT_AS"])
 @FRAMEWORKS

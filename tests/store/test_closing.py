@@ -70,6 +70,7 @@ def _cloned(store: Store) -> bool:
         return twin.get("r5") is not None
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", [name for name in READS if name not in ("get", "clone")])
 @pytest.mark.parametrize("how", ["close", "give up"])
 def test_a_call_in_which_the_store_is_closed_comes_to_its_end(

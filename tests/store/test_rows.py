@@ -25,6 +25,7 @@ def several(numbers: range, every: int = 1) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("sizes", [(1,), (1024, 1), (1023, 2), (1000, 3000), (5000,), (7, 1, 1030, 2)])
 @pytest.mark.parametrize("every", [1, 3])
 def test_each_record_has_its_own_vector_however_many_come_at_once(

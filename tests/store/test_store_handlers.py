@@ -93,6 +93,7 @@ def interrupt(root: str, kind: str, is_caught: bool, stride: int) -> None:
     say(store.check(), counts)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["add", "update", "compact", "open"])
 @pytest.mark.parametrize("is_caught", [True, False])
 def test_a_handler_that_comes_at_any_step_of_a_change_writes_or_is_refused_and_holds_up_nobody(

@@ -138,6 +138,7 @@ def use_all(second: SegmentControllerTransfer, third: SegmentControllerTransfer)
     third.close()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize("size", [9, 2 * MIB])
 @pytest.mark.parametrize("way", ["put", "prepare", "drop", "close", "worker_ended", "empty"])

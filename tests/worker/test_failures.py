@@ -147,6 +147,7 @@ def test_an_exception_class_without_an_instance_arrives(saboteur: PythonSession)
 # -- whose frames a traceback shows ----------------------------------------------------------------------------------
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize("message", ["raise cancelled", "nested", "bad_dtype", "too_large", "recursion 3"])
 def test_a_traceback_has_the_handlers_frames_and_none_of_ours(channel: str, message: str) -> None:

@@ -168,6 +168,7 @@ def session(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[PythonSe
         assert made.is_ready()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("work", ["survive", "compute"])
 @pytest.mark.parametrize("how", ["fork", "process", "thread", "grandchild"])
 def test_sigterm_ends_a_handlers_child_whatever_it_does(session: PythonSession, how: str, work: str) -> None:

@@ -59,7 +59,7 @@ def has_loaded_torch(session: PythonSession) -> bool:
     return "libtorch" in Path(f"/proc/{session.pid}/maps").read_text()
 
 
-@pytest.mark.parametrize("channel", ["mapped", "files"])
+@pytest.mark.parametrize("channel", ["mapped", pytest.param("files", marks=pytest.mark.full_only)])
 def test_torch_is_loaded_when_a_worker_of_functions_says_that_it_is_ready(tmp_path: Path, channel: str) -> None:
     program = FUNCTIONS.replace("FRAMEWORK", "torch").replace("BEFORE", "assert 'torch' not in sys.modules")
     with PythonSession(script(tmp_path, program), quiet_mode=True, channel=channel) as session:  # type: ignore[arg-type]

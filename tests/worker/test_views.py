@@ -90,6 +90,7 @@ def test_a_handler_may_store_into_its_own_copy_on_write_views(
             assert np.array_equal(x, np.arange(float(count)))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["old", "functions"])
 @pytest.mark.parametrize("channel", ["mapped", "files"])
 @pytest.mark.parametrize(("views", "is_writeable"), [("None", False), ("readonly", False), ("copy_on_write", True)])
