@@ -164,7 +164,7 @@ def test_no_step_of_a_pool_costs_the_parent_a_segment(
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_no_step_of_a_save_costs_the_parent_its_file(tmp_path: Path, is_there: bool) -> None:
+def test_no_step_of_a_save_costs_the_parent_its_file(tmp_path: Path, is_full: bool, is_there: bool) -> None:
     path = tmp_path / "x.tsr"
 
     def save() -> None:
@@ -173,8 +173,8 @@ def test_no_step_of_a_save_costs_the_parent_its_file(tmp_path: Path, is_there: b
         tr_mmap.save(path, np.arange(1000))
         assert tr_mmap.load(path).tolist() == list(range(1000))
 
-    step = 1
+    step, stride = 1 + is_there, 1 if is_full else 3
     while forked_at(step, save):
         assert [each.name for each in tmp_path.iterdir()] == ["x.tsr"]
-        step += 1
+        step += stride
     assert step > 5
