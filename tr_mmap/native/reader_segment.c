@@ -77,9 +77,24 @@ static void view_dealloc(View *self) {
     free_object((PyObject *)self);
 }
 
+PyDoc_STRVAR(view_release_doc,
+             "release()\n--\n\nDoes nothing, for a list of what a request holds: the lease goes with the last reference.");
+
+static PyObject *view_release(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef view_methods[] = {
+    {"release", view_release, METH_NOARGS, view_release_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyType_Slot view_slots[] = {
     {Py_tp_doc, "The base of an array over a segment of the peer's; the segment is not filled again while it lives."},
     {Py_tp_dealloc, view_dealloc},
+    {Py_tp_methods, view_methods},
     {0, NULL},
 };
 
@@ -228,6 +243,34 @@ int is_worth_giving(const ModuleState *state, PyObject *array) {
     if (view != NULL) return view->segment->is_givable;
     while (array != NULL && PyArray_Check(array)) array = PyArray_BASE((PyArrayObject *)array);
     return array != NULL && is_mapping_with_kept(state, array); /* of a loaded file */
+}
+
+PyObject *find_link(const ModuleState *state, PyObject *view, PyObject *links, uint64_t *seq) {
+    if (!Py_IS_TYPE(view, state->view)) return NULL;
+    ReaderSegment *segment = ((View *)view)->segment;
+    *seq = load_acquire(&segment->base.live->seq);
+    if (*seq == 0 || *seq == WIRE_SEQ_RETIRED || load_acquire(&segment->base.live->seq_copy) != *seq) return NULL;
+    PyObject *reference = PyWeakref_NewRef((PyObject *)segment, NULL); /* often one that is there already */
+    PyObject *link = reference == NULL ? NULL : PyDict_GetItemWithError(links, reference);
+    Py_XDECREF(reference);
+    if (link == NULL) PyErr_Clear();
+    if (link == NULL || !PyTuple_Check(link) || PyTuple_GET_SIZE(link) == 0) return NULL;
+    PyObject *name = PyTuple_GET_ITEM(link, 0);
+    return PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(name) != 0 ? name : NULL;
+}
+
+PyObject *find_linked_view(const ModuleState *state, PyObject *array, PyObject *links) {
+    if (PyArray_NBYTES((PyArrayObject *)array) < WIRE_GIVEN_NBYTES || PyArray_ISWRITEABLE((PyArrayObject *)array))
+        return NULL;
+    View *view = find_view(state, array);
+    if (view == NULL || !view->segment->is_givable) return NULL;
+    /* The lease keeps the owner from changing the layout; Python may have found that it cannot read it. */
+    const ReaderSegment *segment = view->segment;
+    const char *payload = (const char *)segment->file.buf + segment->layout.offset;
+    uint64_t seq;
+    int is_whole = segment->layout_seq != 0 && array_layout_matches(&segment->layout, array) &&
+                   PyArray_BYTES((PyArrayObject *)array) == payload;
+    return is_whole && find_link(state, (PyObject *)view, links, &seq) != NULL ? (PyObject *)view : NULL;
 }
 
 const char view_of_doc[] =

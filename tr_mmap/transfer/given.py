@@ -78,7 +78,7 @@ class GivenTensors:
     def __init__(self, directory: str) -> None:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
-        self._links: dict[weakref.ref[Any], _Link] = {}  # by segment, by the pool of a page, and by loaded file
+        self.links: dict[weakref.ref[Any], _Link] = {}  # by segment, by the pool of a page, and by loaded file
         self._gone: deque[weakref.ref[Any]] = deque()  # those that this process does not know any more
         self._numbers: Final = itertools.count()
 
@@ -97,14 +97,14 @@ class GivenTensors:
         if file is None:
             return None
         self.remove_gone()
-        link = self._links.get(weakref.ref(file)) or self._link_file(file)
+        link = self.links.get(weakref.ref(file)) or self._link_file(file)
         return Given(link.name, link.path, next_seq(), tensor) if link.name else None
 
     def _link_file(self, file: LoadedFile) -> _Link:
         name = tensor_file(f"{GIVEN_FILE_PREFIX}_{next(self._numbers)}")
         if not self._has_linked(file.path, name, file.inode):
             name = ""  # it is on another file system, or another file has its name: then it is copied, each time
-        return self._links.setdefault(weakref.ref(file, self._gone.append), _Link(name, self._path(name)))
+        return self.links.setdefault(weakref.ref(file, self._gone.append), _Link(name, self._path(name)))
 
     def give(self, tensor: Any) -> Given | None:
         """Hold a tensor for a request; None if it is no whole tensor of another pool, or has to be copied."""
@@ -115,7 +115,7 @@ class GivenTensors:
         if seq in (0, SEQ_RETIRED) or segment.words[SEQ_COPY_WORD] != seq:
             return None
         self.remove_gone()
-        link = self._links.get(weakref.ref(segment)) or self._link(segment)
+        link = self.links.get(weakref.ref(segment)) or self._link(segment)
         return None if link is None else Given(link.name, link.path, seq, tensor)
 
     def _link(self, segment: MappedSegment) -> _Link | None:
@@ -125,7 +125,7 @@ class GivenTensors:
         try:
             if not self._directory.is_there():
                 return None
-            page = self._links.get(weakref.ref(source)) or self._link_readers(source)
+            page = self.links.get(weakref.ref(source)) or self._link_readers(source)
             name = tensor_file(f"{page.name.removesuffix(READERS_SUFFIX)}_{next(self._numbers)}")
         except (OSError, HostilePath):
             return None  # gone, no room for a name: then it is copied
@@ -134,7 +134,7 @@ class GivenTensors:
         if not self._has_linked(os.path.join(source.directory, segment.name), name, segment.file.inode):
             return None
         link = _Link(name, self._path(name), segment.words, source)
-        self._links[weakref.ref(segment, self._gone.append)] = link
+        self.links[weakref.ref(segment, self._gone.append)] = link
         return link
 
     def _has_linked(self, path: str, name: str, inode: int) -> bool:
@@ -158,12 +158,12 @@ class GivenTensors:
         name = f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}"
         page = _Link(name, self._path(name))
         system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), page.path, owner=self._owner)
-        return self._links.setdefault(weakref.ref(source, self._gone.append), page)
+        return self.links.setdefault(weakref.ref(source, self._gone.append), page)
 
     def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
         while self._gone and this_process.mark is self._owner:
-            link = self._links.get(self._gone[0])
+            link = self.links.get(self._gone[0])
             if link is not None and link.name:
                 if link.source is not None and link.source.is_dead and link.words is not None:
                     # Nobody else will tell the readers that they may unmap it.
@@ -173,7 +173,7 @@ class GivenTensors:
                 except (OSError, HostilePath):
                     pass  # it goes with the directory
             # With its last segment a pool may go too, and be the next in the queue.
-            self._links.pop(self._gone[0], None)
+            self.links.pop(self._gone[0], None)
             self._gone.popleft()
 
 

@@ -195,13 +195,13 @@ class SegmentControllerTransfer(ControllerTransfer):
         self.has_quick_views = not self._reader.makes_private("numpy")
 
     def holds(self) -> Iterator[Segment]:
-        yield from (each for each in self._tags.segments() if not isinstance(each, Given))
+        yield from (each for each in self._tags.segments() if isinstance(each, Segment))
         yield from self._needed_by_requests()
-        yield from (each for _, each in self.left if not isinstance(each, Given))
+        yield from (each for _, each in self.left if isinstance(each, Segment))
 
     def _needed_by_requests(self) -> Iterator[Segment]:
         for held in self._held_by_requests():
-            yield from (each for each in held if not isinstance(each, Given))
+            yield from (each for each in held if isinstance(each, Segment))
 
     def _held_by_requests(self) -> list[list[Segment | Given]]:
         late = [key.held for key, _ in self._late if key is not None and key.held]
@@ -215,7 +215,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum or not self.has_quick_views:
             return None
-        return TensorParts((self._pool, self._reader.mapped, self._fast_held), {})
+        return TensorParts((self._pool, self._reader.mapped, self._fast_held), {}, links=self._given.links)
 
     def put(self, tag: str, tensor: Any) -> None:
         self._put(tag, self._copied(tensor))
