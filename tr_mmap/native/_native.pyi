@@ -23,8 +23,10 @@ class LeaseWords:
 class ReaderSegment(LeaseWords):
     spare: memoryview | None
     is_givable: bool
+    is_orphan: bool
     is_pinned: bool
     is_recent: bool
+    links: dict[int, bytes] | None
     def __init__(self, head: Buffer, file: Buffer, line: int | None = None) -> None: ...
     @property
     def views(self) -> int: ...

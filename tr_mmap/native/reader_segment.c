@@ -3,6 +3,8 @@
 #include "arrays.h"
 #include "lease_words.h"
 
+#include <unistd.h>
+
 typedef struct {
     LeaseWords base; /* over the segment's first page, mapped for writing */
     Py_buffer file;  /* the whole file, mapped for reading */
@@ -14,6 +16,8 @@ typedef struct {
     char is_pinned;      /* a forked child may use a view for ever */
     char is_recent;      /* a view was made since Python cleared this */
     char is_givable;     /* other processes may read it too, each with a lease line */
+    char is_orphan;      /* its owner has ended */
+    PyObject *links;     /* a dict: names of its file that go with it, as the bytes of paths; NULL or None for none */
 } ReaderSegment;
 
 /* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
@@ -126,7 +130,21 @@ static int reader_segment_traverse(ReaderSegment *self, visitproc visit, void *a
     VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->layout.dtype);
     Py_VISIT(self->spare);
+    Py_VISIT(self->links);
     return 0;
+}
+
+/* Remove the names that go with the segment. If its owner has ended, nobody else will tell the readers that they may unmap
+ * it. System calls only, so that no other code runs in a destructor. */
+static void remove_links(const ReaderSegment *self) {
+    if (self->base.live == NULL || self->generation != fork_generation || self->links == NULL ||
+        !PyDict_CheckExact(self->links) || PyDict_GET_SIZE(self->links) == 0)
+        return;
+    if (self->is_orphan) stamp(self->base.live, WIRE_SEQ_RETIRED);
+    PyObject *key, *path;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(self->links, &position, &key, &path))
+        if (PyBytes_CheckExact(path)) (void)unlink(PyBytes_AS_STRING(path));
 }
 
 static int reader_segment_clear(ReaderSegment *self) {
@@ -139,6 +157,8 @@ static int reader_segment_clear(ReaderSegment *self) {
 static void reader_segment_dealloc(ReaderSegment *self) {
     PyObject_GC_UnTrack(self);
     Py_TRASHCAN_BEGIN(self, reader_segment_dealloc)
+    remove_links(self);
+    Py_CLEAR(self->links);
     if (self->base.live != NULL) PyBuffer_Release(&self->file);
     lease_words_clear(&self->base);
     reader_segment_clear(self);
@@ -292,6 +312,8 @@ static PyMemberDef reader_segment_members[] = {
     {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
     {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
     {"is_recent", T_BOOL, offsetof(ReaderSegment, is_recent), 0, "whether a view was made since this was cleared"},
+    {"is_orphan", T_BOOL, offsetof(ReaderSegment, is_orphan), 0, "whether its owner has ended"},
+    {"links", T_OBJECT, offsetof(ReaderSegment, links), 0, "a dict of names of its file, which go with it"},
     {"is_givable", T_BOOL, offsetof(ReaderSegment, is_givable), 0, "whether other processes may read it too"},
     {NULL, 0, 0, 0, NULL},
 };

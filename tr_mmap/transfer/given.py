@@ -26,7 +26,7 @@ from ..errors import HostilePath
 from ..native import view_of
 from ..shm.mapped import MappedSegment, Source
 from ..tsr.loaded import LoadedFile, loaded_file
-from ..wire.header import SEQ_COPY_WORD, SEQ_RETIRED, SEQ_WORD
+from ..wire.header import SEQ_COPY_OFFSET, SEQ_COPY_WORD, SEQ_OFFSET, SEQ_RETIRED, SEQ_WORD
 from ..wire.names import GIVEN_FILE_PREFIX, GIVEN_PREFIX, READERS_SUFFIX
 from ..wire.segments import GIVEN_NBYTES
 
@@ -58,18 +58,16 @@ class _Link(NamedTuple):
     Attributes:
         name: of the link; "" if there can be none.
         path: of the link.
-        words: of the segment's header; None for a page of readers or a plain file.
-        source: the pool that the segment is from, which this keeps.
+        source: the pool that the segment is from, which this keeps; None for a page of readers or a plain file.
     """
 
     name: str
     path: str
-    words: memoryview | None = None
     source: Source | None = None
 
 
 class GivenTensors:
-    """The links in the directory of one session.
+    """The links in the directory of one session. The extension removes one at once when this process drops its segment.
 
     Args:
         directory: the session directory.
@@ -133,8 +131,9 @@ class GivenTensors:
         # have mapped, then the page of readers that was linked before it is of the same pool.
         if not self._has_linked(os.path.join(source.directory, segment.name), name, segment.file.inode):
             return None
-        link = _Link(name, self._path(name), segment.words, source)
+        link = _Link(name, self._path(name), source)
         self.links[weakref.ref(segment, self._gone.append)] = link
+        segment.links = {**(segment.links or {}), id(self): os.fsencode(link.path)}
         return link
 
     def _has_linked(self, path: str, name: str, inode: int) -> bool:
@@ -160,21 +159,39 @@ class GivenTensors:
         system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), page.path, owner=self._owner)
         return self.links.setdefault(weakref.ref(source, self._gone.append), page)
 
+    def close(self) -> None:
+        """Leave the links to whoever removes the directory: a later session may have names like these there."""
+        for each in list(self.links):
+            segment = each()
+            if isinstance(segment, MappedSegment) and segment.links:
+                segment.links = {key: path for key, path in segment.links.items() if key != id(self)}
+        self.links.clear()
+        self._gone.clear()
+
     def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
         while self._gone and this_process.mark is self._owner:
             link = self.links.get(self._gone[0])
             if link is not None and link.name:
-                if link.source is not None and link.source.is_dead and link.words is not None:
-                    # Nobody else will tell the readers that they may unmap it.
-                    link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
                 try:
+                    if link.source is not None and link.source.is_dead:
+                        _retire(link.path)  # nobody else will tell the readers that they may unmap it
                     system.unlink(link.path, owner=self._owner)
                 except (OSError, HostilePath):
                     pass  # it goes with the directory
             # With its last segment a pool may go too, and be the next in the queue.
             self.links.pop(self._gone[0], None)
             self._gone.popleft()
+
+
+def _retire(path: str) -> None:
+    """Say in the header of a segment whose owner has ended that no other tensor will be there."""
+    fd = system.open_private_file(path, write=True)
+    try:
+        for offset in (SEQ_COPY_OFFSET, SEQ_OFFSET):
+            os.pwrite(fd, SEQ_RETIRED.to_bytes(8, "little"), offset)
+    finally:
+        system.close(fd)
 
 
 def _whole_segment(tensor: Any) -> MappedSegment | None:

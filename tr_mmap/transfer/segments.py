@@ -92,6 +92,13 @@ class SegmentWorkerTransfer(WorkerTransfer):
         transfer._segments = []
         return transfer
 
+    def look_from_thread(self) -> None:
+        if self._lock.acquire(blocking=False):
+            try:
+                self._reader.forget_retired()
+            finally:
+                self._lock.release()
+
     def forked_in_child(self) -> None:
         self._lock = threading.RLock()
 
@@ -211,6 +218,9 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def repair_tags(self) -> None:
         self._tags.repair()
+
+    def remove_gone(self) -> None:
+        self._given.remove_gone()
 
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum or not self.has_quick_views:
@@ -365,7 +375,7 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._release_now(key, last)
         self._release_now(None, last)
         self._pool.reader_died()
-        self._given.remove_gone()
+        self.access.remove_gone()
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
@@ -394,4 +404,5 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._late.clear()
             self.left.clear()
             self._tags.forget()
+            self._given.close()
         self.access.leave(self)
