@@ -1,4 +1,4 @@
-"""Results of one worker in requests to another: again and again by the link that is there, and gone with their worker."""
+"""Results of one worker in requests to another: again by the link that is there, and gone with their worker."""
 
 from __future__ import annotations
 

@@ -307,9 +307,10 @@ class SegmentReader(ForkAware):
                 self._forget(segment)
 
     def forget_retired(self) -> None:
-        """Unmap the segments of other pools that nobody will publish in again. Another thread than the reader's may call it.
+        """Unmap the segments of other pools that nobody will publish in again. May be called from another thread.
 
-        An idle reader looks at none, and would keep their memory. So each step here is one of the interpreter's.
+        An idle reader looks at none, and would keep their memory. No lock is needed, because each step is one of the
+        interpreter's; the reader's own thread may forget the same segment, or still look at it once.
         """
         for segment in list(self.mapped.values()):
             if segment.line is not None and segment.words[SEQ_WORD] == SEQ_RETIRED and not segment.views:

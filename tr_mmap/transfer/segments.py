@@ -93,11 +93,7 @@ class SegmentWorkerTransfer(WorkerTransfer):
         return transfer
 
     def look_from_thread(self) -> None:
-        if self._lock.acquire(blocking=False):
-            try:
-                self._reader.forget_retired()
-            finally:
-                self._lock.release()
+        self._reader.forget_retired()
 
     def forked_in_child(self) -> None:
         self._lock = threading.RLock()
@@ -207,8 +203,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         yield from (each for _, each in self.left if isinstance(each, Segment))
 
     def _needed_by_requests(self) -> Iterator[Segment]:
-        for held in self._held_by_requests():
-            yield from (each for each in held if isinstance(each, Segment))
+        return (each for held in self._held_by_requests() for each in held if isinstance(each, Segment))
 
     def _held_by_requests(self) -> list[list[Segment | Given]]:
         late = [key.held for key, _ in self._late if key is not None and key.held]
@@ -366,8 +361,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def worker_ended(self) -> None:
         self._reader.close(is_peer_dead=True)
-        last = self.left[-1][0] if self.left else 0
-        self._soon(None, self._forget_worker, list(self._prepared), last)
+        self._soon(None, self._forget_worker, list(self._prepared), self.left[-1][0] if self.left else 0)
 
     def _forget_worker(self, unsent: list[Any], last: int) -> None:
         """Release what the worker that has ended may have read: a next one may have requests by now."""
@@ -379,8 +373,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        is_shared = bool(self.pool_directory)
-        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=is_shared)
+        return SegmentReader(
+            self._directory, verify=self._has_checksum, views=self._views, gives=bool(self.pool_directory)
+        )
 
     def collect(self) -> None:
         self.access.when_free(self._run, self._collect)
@@ -395,8 +390,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def close(self) -> None:
         with self.access.lock:
             self._reader.close(is_peer_dead=True)
-            # Another thread may be in the middle of a copy into one of these, so they are never filled again.
-            for segment in self._needed_by_requests():
+            for segment in self._needed_by_requests():  # another thread may be in the middle of a copy into one
                 self._pool.taint(segment)
             for held in self._held_by_requests():
                 held.clear()  # in place: whoever has the list releases nothing any more
