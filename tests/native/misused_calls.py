@@ -242,7 +242,7 @@ def held_that_is_no_list_of_segments() -> None:
 
 
 def links_of_any_kind() -> None:
-    """A view of another pool's tensor is sent by a link's name only; whatever else stands there is for Python to judge."""
+    """A view of another pool's tensor is sent by a link's name only; for all else that stands there Python is asked."""
 
     class Reader(n.ReaderSegment):  # type: ignore[misc, name-defined]
         __slots__ = ("__weakref__",)
