@@ -189,7 +189,7 @@ def _retire(path: str) -> None:
     fd = system.open_private_file(path, write=True)
     try:
         for offset in (SEQ_COPY_OFFSET, SEQ_OFFSET):
-            os.pwrite(fd, SEQ_RETIRED.to_bytes(8, "little"), offset)
+            system.write_all(fd, SEQ_RETIRED.to_bytes(8, "little"), offset)
     finally:
         system.close(fd)
 

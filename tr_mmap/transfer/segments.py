@@ -206,10 +206,9 @@ class SegmentControllerTransfer(ControllerTransfer):
         return (each for held in self._held_by_requests() for each in held if isinstance(each, Segment))
 
     def _held_by_requests(self) -> list[list[Segment | Given]]:
-        late = [key.held for key, _ in self._late if key is not None and key.held]
+        late = [key.held for key, _ in list(self._late) if key is not None and key.held]
         lists = (self._fast_held, *self._prepared.values(), *self.fast_holds(), *late)
-        # A request that is about to be sent is in two of these with the same list.
-        return list({id(held): held for held in lists}.values())
+        return list({id(held): held for held in lists}.values())  # one that is about to be sent is in two of these
 
     def repair_tags(self) -> None:
         self._tags.repair()
@@ -373,9 +372,8 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        return SegmentReader(
-            self._directory, verify=self._has_checksum, views=self._views, gives=bool(self.pool_directory)
-        )
+        gives = bool(self.pool_directory)
+        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=gives)
 
     def collect(self) -> None:
         self.access.when_free(self._run, self._collect)
