@@ -222,46 +222,59 @@ static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     return 0;
 }
 
-/* Release a segment, whether or not an exception is set. */
-static void give_back(OwnerSegment *segment) {
+/* Release a segment, whether or not an exception is set. The view of another pool's is only let go. */
+static void give_back(const FreeLists *self, PyObject *segment) {
+    if (!PyObject_TypeCheck(segment, self->state->owner_segment)) return;
     PyObject *error = PyErr_GetRaisedException();
-    if (owner_segment_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+    if (owner_segment_release((OwnerSegment *)segment) < 0) PyErr_WriteUnraisable(segment);
     PyErr_SetRaisedException(error);
 }
 
 /* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
  * signal handler that ran since may have released all that is held. */
-static void undo_hold(OwnerSegment *segment, PyObject *held) {
+static void undo_hold(const FreeLists *self, PyObject *segment, PyObject *held) {
     int is_held = held == NULL;
     PyObject *error = PyErr_GetRaisedException();
     for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
-        if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
-            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+        if (PyList_GET_ITEM(held, index) == segment) {
+            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable(segment);
             is_held = 1;
         }
     PyErr_SetRaisedException(error);
-    if (is_held) give_back(segment);
+    if (is_held) give_back(self, segment);
 }
 
-/* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held, and
- * for the other arrays those that claim() took. NULL if the slow path is needed, or with an exception; then nothing
- * has changed. */
-static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
+/* The view of a tensor of another pool that needs no copy, borrowed; NULL if it has to be published. */
+static PyObject *find_given(const FreeLists *self, PyObject *array, PyObject *links) {
+    return links == NULL || !self->hands_on ? NULL : find_linked_view(self->state, array, links);
+}
+
+/* Whether what claim_all() has for an array is a segment that claim() took, to be filled. */
+static int is_claimed(const FreeLists *self, PyObject *segment, PyObject *array) {
+    return PyObject_TypeCheck(segment, self->state->owner_segment) && find_loan_owner(self->state, array) == NULL;
+}
+
+/* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held; the
+ * views of tensors of other pools; and for the other arrays those that claim() took. NULL if the slow path is needed, or
+ * with an exception; then nothing has changed. */
+static PyObject *claim_all(FreeLists *self, PyObject *tensors, PyObject *links) {
     Py_ssize_t count = PyTuple_GET_SIZE(tensors), claimed = 0;
     PyObject *segments = PyList_New(count);
     for (; segments != NULL && claimed < count; claimed++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, claimed);
         if (!PyArray_CheckExact(array)) break;
-        OwnerSegment *segment = find_loan_owner(self->state, array);
-        if (segment != NULL) segment = is_whole_loan(self, segment, array) ? (OwnerSegment *)Py_NewRef(segment) : NULL;
-        else segment = claim(self, array, 1);
+        OwnerSegment *loaned = find_loan_owner(self->state, array);
+        PyObject *segment = loaned == NULL ? Py_XNewRef(find_given(self, array, links)) : NULL;
+        if (loaned != NULL) segment = is_whole_loan(self, loaned, array) ? Py_NewRef(loaned) : NULL;
+        else if (segment == NULL) segment = (PyObject *)claim(self, array, 1);
         if (segment == NULL) break;
-        PyList_SET_ITEM(segments, claimed, (PyObject *)segment);
+        PyList_SET_ITEM(segments, claimed, segment);
     }
     if (segments == NULL || claimed == count) return segments;
-    while (claimed-- > 0)
-        if (find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, claimed)) == NULL)
-            give_back((OwnerSegment *)PyList_GET_ITEM(segments, claimed));
+    while (claimed-- > 0) {
+        PyObject *segment = PyList_GET_ITEM(segments, claimed);
+        if (is_claimed(self, segment, PyTuple_GET_ITEM(tensors, claimed))) give_back(self, segment);
+    }
     Py_DECREF(segments);
     return NULL;
 }
@@ -279,23 +292,26 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
      * list holds. */
     int is_held = held != NULL && PyList_Append(held, (PyObject *)segment) == 0;
     if ((held == NULL || is_held) && (is_loan || fill(self, segment, array) == 0)) return segment;
-    undo_hold(segment, is_held ? held : NULL);
+    undo_hold(self, (PyObject *)segment, is_held ? held : NULL);
     Py_DECREF(segment);
     return NULL;
 }
 
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links) {
     FreeLists *self = (FreeLists *)free_lists;
     Py_ssize_t count = PyTuple_GET_SIZE(tensors), loans = 0;
     if (count == 0) return 1;
     if (!can_take_fast_path(self)) return 0;
     if (count == 1) { /* the usual number, for which no list is needed */
-        OwnerSegment *segment = publish_one(self, PyTuple_GET_ITEM(tensors, 0), held, 1);
+        PyObject *array = PyTuple_GET_ITEM(tensors, 0);
+        PyObject *view = PyArray_CheckExact(array) ? find_given(self, array, links) : NULL;
+        if (view != NULL) return PyList_Append(held, view) < 0 ? -1 : 1;
+        OwnerSegment *segment = publish_one(self, array, held, 1);
         if (segment == NULL) return PyErr_Occurred() ? -1 : 0;
         Py_DECREF(segment);
         return 1;
     }
-    PyObject *segments = claim_all(self, tensors);
+    PyObject *segments = claim_all(self, tensors, links);
     if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
     int code = 1;
     /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
@@ -314,14 +330,14 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
         PyObject *array = PyTuple_GET_ITEM(tensors, index);
         OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
-        if (find_loan_owner(self->state, array) != NULL) continue;
+        if (!is_claimed(self, (PyObject *)segment, array)) continue;
         /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
         if (index > 0 && !array_layout_matches(&segment->array_layout, array)) code = 0;
         else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
         if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, index)) == NULL)
-            undo_hold((OwnerSegment *)PyList_GET_ITEM(segments, index), is_held ? held : NULL);
+            undo_hold(self, PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
     return code;
 }

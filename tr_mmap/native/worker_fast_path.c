@@ -312,7 +312,7 @@ static PyObject *py_quick_send(WorkerFastPath *self, PyObject *result) {
     if (self->is_foreign || !(PyArray_CheckExact(result) || PyTuple_CheckExact(result))) Py_RETURN_NONE;
     touch(self);
     PyObject *arrays = PyTuple_CheckExact(result) ? Py_NewRef(result) : PyTuple_Pack(1, result);
-    int code = arrays == NULL ? -1 : quick_publish_all(self->base.pool, arrays, self->base.held);
+    int code = arrays == NULL ? -1 : quick_publish_all(self->base.pool, arrays, self->base.held, NULL);
     Py_XDECREF(arrays);
     if (code < 0) return NULL;
     return Py_NewRef(code > 0 ? Py_True : Py_None);
