@@ -1,7 +1,7 @@
 """The guide to C++ is true: its programs compile as they stand, without RTTI, and run; so does the how-to in C.
 
 The programs are a part of one program (``cpp_together.py``). So are the recipe's to verify an algorithm, and examples;
-``tests/recipes`` and ``test_cpp_cpp_together.py`` compile these by themselves, as their readers do, with ``--full``.
+``tests/recipes`` and ``test_cpp_programs.py`` compile these by themselves, as their readers do, with ``--full``.
 """
 
 from __future__ import annotations

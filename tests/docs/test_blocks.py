@@ -47,7 +47,7 @@ NOT_RUN = {
     "recipes/jupyter-sh-1": "installs, then opens a browser; tests/recipes/test_recipe_jupyter.py runs the cells",
     "recipes/preprocessing-sh-1": "installs, then runs main.py, as tests/recipes/test_recipe_programs.py does",
     "recipes/pytorch-model-sh-1": "installs, then runs main.py, as tests/recipes/test_recipe_programs.py does",
-    "recipes/verify-algorithm-sh-1": "tests/cpp/test_cpp_guide.py runs the program; with --full test_recipe_cpp.py compiles it so",
+    "recipes/verify-algorithm-sh-1": "tests/cpp/test_cpp_guide.py runs it; with --full tests/recipes compiles it so",
     "release-sh-1": "installs, then makes a release; tests/packaging tests its parts",
     "release-sh-2": "uploads",
     "store-sh-1": "installs",
