@@ -1,12 +1,14 @@
 /* The type FreeLists: a pool's free segments, and the fast paths for a tensor or a loan of the same layout as an
  * earlier one. Creates and retires no segment, and writes no header: the slow path in Python does. */
 #include "free_lists.h"
+#include "torch_tensors.h"
 
 typedef struct {
     STATEFUL_HEAD
     PyObject *to_retire; /* a list: segments without holds that must not be filled again */
     PyObject *free;      /* a dict: from a capacity to a list of its free segments, the warmest last */
     PyObject *viewed;    /* a list: segments taken off their free list because the reader has a view of them */
+    PyObject *torch_loans; /* a dict, by the address of what was loaned as a torch tensor */
     PyObject *pool_token;
     uint64_t seq;
     size_t takes, copied_nbytes; /* Python may set any count: as unsigned ones they wrap around */
@@ -19,14 +21,15 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
     PyObject *to_retire = PyList_New(0), *free = to_retire == NULL ? NULL : PyDict_New();
-    PyObject *viewed = free == NULL ? NULL : PyList_New(0);
-    PyObject *pool_token = viewed == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    PyObject *viewed = free == NULL ? NULL : PyList_New(0), *torch_loans = viewed == NULL ? NULL : PyDict_New();
+    PyObject *pool_token = torch_loans == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     int has_run = self->to_retire != NULL, is_complete = pool_token != NULL;
     if (is_complete && !has_run) {
         self->generation = fork_generation;
         self->to_retire = to_retire;
         self->free = free;
         self->viewed = viewed;
+        self->torch_loans = torch_loans;
         self->pool_token = pool_token;
         return 0;
     }
@@ -34,6 +37,7 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
     Py_XDECREF(to_retire);
     Py_XDECREF(free);
     Py_XDECREF(viewed);
+    Py_XDECREF(torch_loans);
     Py_XDECREF(pool_token);
     return -1;
 }
@@ -43,6 +47,7 @@ static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
     Py_VISIT(self->to_retire);
     Py_VISIT(self->free);
     Py_VISIT(self->viewed);
+    Py_VISIT(self->torch_loans);
     Py_VISIT(self->pool_token);
     return 0;
 }
@@ -51,6 +56,7 @@ static int free_lists_clear(FreeLists *self) {
     Py_CLEAR(self->to_retire);
     Py_CLEAR(self->free);
     Py_CLEAR(self->viewed);
+    Py_CLEAR(self->torch_loans);
     Py_CLEAR(self->pool_token);
     return 0;
 }
@@ -266,10 +272,39 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
     return NULL;
 }
 
+/* An array itself, or one over the memory of a torch tensor; a new reference. NULL if the slow path is needed, or with an
+ * exception. A small loan of torch's is copied as any other tensor: its memory would have to become copy-on-write. */
+static PyObject *to_array(const FreeLists *self, PyObject *tensor) {
+    if (PyArray_CheckExact(tensor)) return Py_NewRef(tensor);
+    uint64_t address = 0;
+    PyObject *array = is_torch_tensor(self->state, tensor) ? array_of_torch_tensor(self->state, tensor, &address) : NULL;
+    if (array == NULL || PyArray_NBYTES((PyArrayObject *)array) <= WIRE_PRIVATE_COPY_NBYTES ||
+        PyDict_GET_SIZE(self->torch_loans) == 0)
+        return array;
+    PyObject *key = PyLong_FromUnsignedLongLong(address);
+    int is_loan = key == NULL ? -1 : PyDict_Contains(self->torch_loans, key);
+    Py_XDECREF(key);
+    if (is_loan != 0) Py_CLEAR(array);
+    return array;
+}
+
+/* A tuple of tensors as one of arrays; NULL as to_array() says. */
+static PyObject *to_arrays(const FreeLists *self, PyObject *tensors) {
+    Py_ssize_t count = PyTuple_GET_SIZE(tensors), index = 0;
+    while (index < count && PyArray_CheckExact(PyTuple_GET_ITEM(tensors, index))) index++;
+    if (index == count) return Py_NewRef(tensors);
+    PyObject *arrays = PyTuple_New(count);
+    for (index = 0; arrays != NULL && index < count; index++) {
+        PyObject *array = to_array(self, PyTuple_GET_ITEM(tensors, index));
+        if (array == NULL) Py_CLEAR(arrays);
+        else PyTuple_SET_ITEM(arrays, index, array);
+    }
+    return arrays;
+}
+
 /* Publish one array, as quick_publish() says: its segment, a new reference; NULL if the slow path is needed, or with an
  * exception. */
 static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *held, int may_share) {
-    if (!PyArray_CheckExact(array)) return NULL;
     OwnerSegment *segment = find_loan_owner(self->state, array);
     int is_loan = segment != NULL;
     if (is_loan && !publish_loan(self, segment, array)) return NULL;
@@ -284,23 +319,21 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
     return NULL;
 }
 
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
-    FreeLists *self = (FreeLists *)free_lists;
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors), loans = 0;
-    if (count == 0) return 1;
-    if (!can_take_fast_path(self)) return 0;
+/* quick_publish_all() for a tuple of arrays. */
+static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held) {
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays), loans = 0;
     if (count == 1) { /* the usual number, for which no list is needed */
-        OwnerSegment *segment = publish_one(self, PyTuple_GET_ITEM(tensors, 0), held, 1);
+        OwnerSegment *segment = publish_one(self, PyTuple_GET_ITEM(arrays, 0), held, 1);
         if (segment == NULL) return PyErr_Occurred() ? -1 : 0;
         Py_DECREF(segment);
         return 1;
     }
-    PyObject *segments = claim_all(self, tensors);
+    PyObject *segments = claim_all(self, arrays);
     if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
     int code = 1;
     /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
     for (; code > 0 && loans < count; loans++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, loans);
+        PyObject *array = PyTuple_GET_ITEM(arrays, loans);
         if (find_loan_owner(self->state, array) == NULL) continue;
         if (!publish_loan(self, (OwnerSegment *)PyList_GET_ITEM(segments, loans), array)) {
             code = 0;
@@ -312,7 +345,7 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
     int is_held = code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) == 0;
     if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, index);
+        PyObject *array = PyTuple_GET_ITEM(arrays, index);
         OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
         if (find_loan_owner(self->state, array) != NULL) continue;
         /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
@@ -320,9 +353,21 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
         else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
-        if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, index)) == NULL)
+        if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(arrays, index)) == NULL)
             undo_hold((OwnerSegment *)PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
+    return code;
+}
+
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
+    FreeLists *self = (FreeLists *)free_lists;
+    if (PyTuple_GET_SIZE(tensors) == 0) return 1;
+    if (!can_take_fast_path(self)) return 0;
+    PyObject *arrays = to_arrays(self, tensors);
+    if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
+    /* torch may have run code of Python's */
+    int code = can_take_fast_path(self) ? publish_arrays(self, arrays, held) : 0;
+    Py_DECREF(arrays);
     return code;
 }
 
@@ -347,7 +392,9 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
         return NULL;
     }
     if (!can_take_fast_path(self)) Py_RETURN_NONE;
-    OwnerSegment *segment = publish_one(self, arguments[0], held, may_share);
+    PyObject *array = to_array(self, arguments[0]);
+    OwnerSegment *segment = array != NULL && can_take_fast_path(self) ? publish_one(self, array, held, may_share) : NULL;
+    Py_XDECREF(array); /* torch's deleter may run code */
     if (segment != NULL) return (PyObject *)segment;
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
@@ -381,6 +428,7 @@ static PyMemberDef free_lists_members[] = {
     {"to_retire", T_OBJECT, offsetof(FreeLists, to_retire), READONLY, "segments not to be filled again"},
     {"free", T_OBJECT, offsetof(FreeLists, free), READONLY, "free segments by capacity, the warmest last"},
     {"viewed", T_OBJECT, offsetof(FreeLists, viewed), READONLY, "segments taken off because the reader has a view"},
+    {"torch_loans", T_OBJECT, offsetof(FreeLists, torch_loans), READONLY, "of its torch loans, by address"},
     {"pool_token", T_OBJECT, offsetof(FreeLists, pool_token), READONLY, "what tells its segments from other pools'"},
     {"is_slow_path_running", T_BOOL, offsetof(FreeLists, is_slow_path_running), 0, "whether a thread is in it"},
     {"hands_on", T_BOOL, offsetof(FreeLists, hands_on), 0, "whether tensors of other pools are named, not copied"},
