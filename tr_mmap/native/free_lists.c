@@ -399,22 +399,50 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+/* Note a torch loan, as TorchLoans of shm/loans.py does; -1 with an exception. */
+static int note_torch_loan(FreeLists *self, const OwnerSegment *segment, PyObject *tensor, PyObject *root) {
+    char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
+    PyObject *key = PyLong_FromVoidPtr(address), *identity = key == NULL ? NULL : torch_storage_identity(self->state, tensor);
+    PyObject *weak = identity == NULL ? NULL : PyWeakref_NewRef(root, NULL);
+    PyObject *noted = weak == NULL ? NULL : PyTuple_Pack(2, identity, weak);
+    int code = noted == NULL ? -1 : PyDict_SetItem(self->torch_loans, key, noted);
+    Py_XDECREF(noted);
+    Py_XDECREF(weak);
+    Py_XDECREF(identity);
+    Py_XDECREF(key);
+    return code;
+}
+
+/* A loaned array as a torch tensor; takes over the reference to the array. NULL with an exception, or if the slow path is
+ * needed. */
+static PyObject *loan_to_torch(FreeLists *self, const OwnerSegment *segment, PyObject *array) {
+    PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
+    if (tensor != NULL && note_torch_loan(self, segment, tensor, root) < 0) Py_CLEAR(tensor);
+    Py_DECREF(root);
+    return tensor;
+}
+
 PyDoc_STRVAR(quick_loan_doc,
-             "quick_loan(shape, dtype)\n--\n\nLoan a segment that was loaned for the same request before.\n\n"
-             "Returns:\n    The array; None if there is no such segment, or if the slow path is needed.");
+             "quick_loan(shape, dtype, framework)\n--\n\nLoan a segment that was loaned for the same request before.\n\n"
+             "Returns:\n    The array or tensor; None if there is no such segment, or if the slow path is needed.");
 
 static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "quick_loan takes a shape and a dtype");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "quick_loan takes a shape, a dtype and a framework");
         return NULL;
     }
     WantedLoan wanted;
-    if (!can_take_fast_path(self) || !parse_wanted_loan(&wanted, arguments[0], arguments[1])) Py_RETURN_NONE;
+    PyObject *const *names = self->state->names;
+    int is_torch = arguments[2] == names[TORCH] && self->state->torch.tensor_type != NULL;
+    if (!can_take_fast_path(self) || (arguments[2] != names[NUMPY] && !is_torch) ||
+        !parse_wanted_loan(&wanted, arguments[0], arguments[1]))
+        Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);
-    if (segment == NULL) Py_RETURN_NONE;
-    PyObject *array = owner_segment_loan(segment);
+    if (segment == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    PyObject *loaned = owner_segment_loan(segment);
+    if (is_torch && loaned != NULL) loaned = loan_to_torch(self, segment, loaned);
     Py_DECREF(segment);
-    return array;
+    return loaned == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : loaned;
 }
 
 static PyMethodDef free_lists_methods[] = {

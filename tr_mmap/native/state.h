@@ -27,6 +27,7 @@ enum {
     UNTYPED_STORAGE,
     STORAGE_ADDRESS, /* of a storage */
     STORAGE_NBYTES,
+    STORAGE_IDENTITY,
     ATTRIBUTES,
 };
 enum { REPLY_ATTRIBUTES = REPLY };

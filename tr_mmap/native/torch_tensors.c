@@ -125,6 +125,13 @@ static int find_storage(const ModuleState *state, PyObject *tensor, uint64_t *ad
     return PyErr_Occurred() ? -1 : 0;
 }
 
+PyObject *torch_storage_identity(const ModuleState *state, PyObject *tensor) {
+    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
+    PyObject *identity = storage == NULL ? NULL : PyObject_GetAttr(storage, state->names[STORAGE_IDENTITY]);
+    Py_XDECREF(storage);
+    return identity;
+}
+
 /* The array; NULL with torch's error for every tensor that has no plain memory here, and for one that autograd watches;
  * NULL without one if the dtype is unknown. */
 static PyObject *find_array(const ModuleState *state, PyObject *tensor, uint64_t *address) {

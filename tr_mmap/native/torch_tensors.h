@@ -19,6 +19,9 @@ PyObject *torch_tensor_of(const ModuleState *state, PyObject *array);
  * needed, or with an exception. `address`, which may be NULL, gets that of the storage. */
 PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address);
 
+/* What tells a tensor's storage from all others that live; NULL with an exception. */
+PyObject *torch_storage_identity(const ModuleState *state, PyObject *tensor);
+
 /* The module's state: Python has told nothing before learn_torch() was called. */
 int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg);
 void torch_facts_clear(TorchFacts *facts);

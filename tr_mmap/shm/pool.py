@@ -171,10 +171,9 @@ class SegmentPool(StoreApart):
             SystemLimit: no mapping or descriptor can be had.
             SessionNotStarted: this is a child of the pool's process.
         """
-        if framework == "numpy":
-            array = self.quick_loan(shape, dtype)
-            if array is not None:
-                return array
+        loaned = self.quick_loan(shape, dtype, framework)
+        if loaned is not None:
+            return loaned
         self.check_own()
         # Keep the former value, because a signal handler may come here in the middle of the slow path.
         was_running, self.is_slow_path_running = self.is_slow_path_running, True

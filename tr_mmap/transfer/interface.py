@@ -17,7 +17,7 @@ from ..shm.stats import PoolStats, ReaderStats
 
 __all__ = ["ControllerTransfer", "Draft", "WorkerTransfer"]
 
-QuickLoan = Callable[[Any, Any], Any]
+QuickLoan = Callable[[Any, Any, str], Any]
 
 
 class Draft(NamedTuple):
@@ -36,7 +36,7 @@ class Draft(NamedTuple):
     form: str = ""
 
 
-def _no_loan(shape: Any, dtype: Any) -> Any:  # noqa: ARG001
+def _no_loan(shape: Any, dtype: Any, framework: str) -> Any:  # noqa: ARG001
     return None
 
 
@@ -46,8 +46,7 @@ class WorkerTransfer(ABC):
     Attributes:
         tags: the tags that name a tensor now.
         results: where the tensors are that were published since ``begin``.
-        quick_loan: the fast path of ``empty`` for numpy: an array for a shape and a dtype; None if the slow path is
-            needed.
+        quick_loan: the fast path of ``empty``; None if the slow path is needed.
     """
 
     tags: Container[str]

@@ -247,8 +247,8 @@ class TechRenaissanceServer(RequestService):
         self._touch()
         if framework is None:
             framework = self.framework
-        array = transfer.quick_loan(shape, dtype) if framework == "numpy" else None
-        return transfer.empty(shape, dtype, framework) if array is None else array
+        loaned = transfer.quick_loan(shape, dtype, framework)
+        return transfer.empty(shape, dtype, framework) if loaned is None else loaned
 
     def read_tsr_file(self, path: Any) -> Any:
         """The tensor of a tag, or of a TSR file, in the server's framework.

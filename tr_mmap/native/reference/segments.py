@@ -415,11 +415,11 @@ class FreeLists:
         """
         return None
 
-    def quick_loan(self, shape: object, dtype: object) -> Any:  # noqa: ARG002
-        """Loan a segment again that was loaned before for the same shape and dtype.
+    def quick_loan(self, shape: object, dtype: object, framework: str) -> Any:  # noqa: ARG002
+        """Loan a segment again that was loaned before for the same shape and dtype, as an array or as a tensor.
 
         Returns:
-            The array; None if the slow path is needed, as always here.
+            The loan; None if the slow path is needed, as always here.
         """
         return None
 
