@@ -195,13 +195,15 @@ PyObject *reader_segment_unguarded_view(PyObject *segment, uint64_t seq) {
     return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL, 1);
 }
 
-/* Let a mapping show the file again, whatever was stored into it; 0 if that cannot be. */
+/* Let a mapping show the file again, whatever was stored into it; 0 if that cannot be. Pages into which nothing was stored
+ * are the file's own: if all are, they stay, for to fault them in again takes longer than a copy of them. */
 static int forget_stores(const Py_buffer *buffer) {
-    int code;
+    int is_done;
     Py_BEGIN_ALLOW_THREADS /* it may have many pages */
-    code = madvise(buffer->buf, (size_t)buffer->len, MADV_DONTNEED);
+    is_done = has_file_pages_only(buffer->buf, (size_t)buffer->len) ||
+              madvise(buffer->buf, (size_t)buffer->len, MADV_DONTNEED) == 0;
     Py_END_ALLOW_THREADS
-    return code == 0;
+    return is_done;
 }
 
 PyObject *reader_segment_private(PyObject *segment, uint64_t seq) {
