@@ -45,6 +45,8 @@ def test_kinds_of_calls_are_reported_for_each_way_that_was_measured(has_torch):
     text = report.to_markdown(
         results(sweep=[], extras={"calls": {"small": summaries(small), "plain": summaries(plain)}})
     )
-    lines = [line for line in text.splitlines() if "KiB, copied |" in line or "in the worker, input" in line]
+    lines = [
+        line for line in text.splitlines() if "`calculate`, 1 KiB, copied" in line or "in the worker, input" in line
+    ]
     assert ("| 10.0 µs | 15.0 µs | 14.0 µs |" in lines[0]) == has_torch
     assert "11.0 ms (1.10 ×)" in lines[1]
