@@ -90,7 +90,7 @@ class World(Values):
         for seq in range(1, 5):
             pending = asked[2][seq] = n.Pending("run", "numpy")
             pending.on_done = Callback(self)
-        self.objects += [asked[0], asked[1], asked[-1], server[-1], *asked[2].values()]
+        self.objects += [asked[0], asked[1], asked[-2], server[-1], *asked[2].values()]
         self.objects += [*self.paths, *ends[0], *ends[1], *bells, pool, segment, mapped["s"], shown]
         self.objects += [n.LeaseWords(memory()), n.Heartbeat(status), n.Mirror(status, "mirror.txt", b"exit")]
         self.objects += [segment.loan(), mapped["s"].view(5)]

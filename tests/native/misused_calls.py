@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from native_objects import (
     FLOATS,
     HELD,
     IN_FLIGHT,
+    POOL,
     REF,
     REFUSALS,
     REPLY,
@@ -237,6 +239,51 @@ def held_whose_end_uses_the_fast_path() -> None:
 def held_that_is_no_list_of_segments() -> None:
     for held in (3, "text", (owner(),), [owner(), 3, None, owner()], {}, []):
         print(releasing(controller_arguments(), held).consume())
+
+
+def links_of_any_kind() -> None:
+    """A view of another pool's tensor is sent by a link's name only; for all else that stands there Python is asked."""
+
+    class Reader(n.ReaderSegment):  # type: ignore[misc, name-defined]
+        __slots__ = ("__weakref__",)
+
+    class Reference:
+        """Equal to all others."""
+
+        def __init__(self, segment: Any) -> None:
+            self.segment = segment
+
+        def __hash__(self) -> int:
+            return hash(self.segment)
+
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError
+
+    count = (1 << 16) // 4
+    file = memory(nbytes=4096 + 4 * count)
+    written = n.OwnerSegment(file)
+    for kind in (Reader, n.ReaderSegment):
+        made = kind(file, file.toreadonly())
+        made.set_layout(0, np.dtype("f4"), (count,), 4096)
+        file[72:80] = (1).to_bytes(8, "little")  # the layout's number
+        made.set_layout(1, np.dtype("f4"), (count,), 4096)
+        file[64:72] = file[120:128] = (5).to_bytes(8, "little")
+        made.is_givable = True
+        array = made.view(5)
+        key = weakref.ref(made) if kind is Reader else Reference(made)
+        names = [("given-0_1.tsr", 3), ("",), (), (5,), 5, "given", ("x" * 5000,), ("a\ud800",), None]
+        for link in names:
+            arguments = controller_arguments()
+            arguments[POOL].hands_on = True
+            arguments[-1][key] = link
+            path = n.ControllerFastPath(*arguments)
+            print(
+                path.send(n.Pending("run"), (array,)), len(arguments[HELD]), path.send(n.Pending("run"), (array[1:],))
+            )
+        made.links = {1: b"/nothing/there", 2: 5, "x": None} if kind is Reader else 5
+        made.is_orphan = True
+        del array, made, key
+        print(written.lease(), int.from_bytes(file[64:72], "little") == (1 << 64) - 1)
 
 
 def held_when_nothing_was_sent() -> None:

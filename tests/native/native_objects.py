@@ -70,7 +70,7 @@ def traffic() -> list[Any]:
     """The last arguments of the controller's: there are no requests."""
     counters = n.Counters()
     counters.limit = RING_SLOTS
-    return [n.TurnWords(), n.TurnWords(), {}, {}, [], {}, counters]
+    return [n.TurnWords(), n.TurnWords(), {}, {}, [], {}, counters, {}]
 
 
 def controller_arguments() -> list[Any]:

@@ -91,6 +91,10 @@ def test_a_number_that_is_none_or_below_zero_is_refused_by_every_version_of_pyth
     [
         ("held_whose_end_uses_the_fast_path", "False (False, True) (False, True)\n"),
         ("held_that_is_no_list_of_segments", "False\n" * 6),
+        (
+            "links_of_any_kind",
+            "True 0 False\n" + "False 0 False\n" * 8 + "0 True\n" + "False 0 False\n" * 9 + "0 False\n",
+        ),
         ("held_when_nothing_was_sent", "False 2 0\n"),
         ("an_outcome_whose_taker_does_all_there_is", "False (False, True, True) None\n"),
         ("an_outcome_whose_taker_raises", "ValueError: from the taker True False\n"),

@@ -11,7 +11,7 @@ import pytest
 from pool_ways import POOL_TOOLS, Way
 from support import TORCH_TOOLS, script
 
-from tr_mmap import RemoteError, SessionPool, UnknownCommand
+from tr_mmap import PythonSession, RemoteError, SessionPool, UnknownCommand
 from tr_mmap.pool.chunks import Chunk
 
 
@@ -44,6 +44,8 @@ def plain(value: Any) -> Any:
         ("both", [np.full(2, number) for number in range(7)]),
         ("same", [np.full(1, number) for number in range(12)]),
         ("say", ["a", "b c", "", " d ", 5, "ü", "e,f"]),
+        ("twice", [np.full((1,) * 16, number) for number in range(6)]),  # as many dimensions as a tensor may have
+        ("deepest", [np.full(1, number) for number in range(6)]),
         ("nothing", None),
     ],
 )
@@ -84,6 +86,114 @@ def test_an_item_that_fails_leaves_the_others_of_its_batch_alone(pool: SessionPo
     assert caught.value.command == "odd"
     assert "raise ZeroDivisionError(number)" in caught.value.remote_traceback
     with pytest.raises(StopIteration):
+        next(results)
+
+
+FAILING = """
+import numpy as np
+from tr_mmap import OutOfSpace, RequestCancelled, Server
+
+server = Server()
+
+
+def command(function):
+    server.command(function.__name__)(function)
+
+
+@command
+def raises(x):
+    def inner(count):
+        return inner(count - 1) if count else {}["key"]
+    inner(3)
+
+
+@command
+def raises_from(x):
+    try:
+        x[9]
+    except IndexError as error:
+        raise ValueError("of x") from error
+
+
+@command
+def cancels(x):
+    raise RequestCancelled("by itself")
+
+
+@command
+def lacks_room(x):
+    raise OutOfSpace("full", needed_nbytes=5, free_nbytes=3)
+
+
+@command
+def lacks_tag(x):
+    server.get_tensors("none", 1)
+    return server.get_tensor("none")
+
+
+@command
+def sends_object(x):
+    server.send_tensors(x, object())
+
+
+@command
+def scales(x, factor: float):
+    return x * factor
+
+
+@command
+def adds(x, y):
+    return x + y
+
+
+RESULTS = {
+    "object": object(),
+    "number": 5,
+    "list": [np.zeros(1), object()],
+    "named": {"x": object()},
+    "numbered": {1: np.zeros(1)},
+    "words": np.array(["a"]),
+    "objects": np.array([object()]),
+    "fields": np.zeros(1, [("a", "i4")]),
+    "masked": np.ma.array([1, 2], mask=[0, 1]),
+    "dimensions": np.zeros((1,) * 17),
+    "surrogate": "\\ud800",
+    "named_surrogate": {"text": "\\ud800"},
+}
+for name, value in RESULTS.items():
+    server.command(f"returns_{name}")(lambda x, value=value: value)
+server.command("sized")(len)
+server.run()
+"""
+FAILURES = [
+    *["raises", "raises_from", "cancels", "lacks_room", "lacks_tag", "sends_object", "scales", "scales x", "adds"],
+    *[f"returns_{name}" for name in ("object", "number", "list", "named", "numbered", "words", "objects", "fields")],
+    *[f"returns_{name}" for name in ("masked", "dimensions", "surrogate", "named_surrogate")],
+    *["sized", "no_such"],
+]
+
+
+def error_of(ask: Callable[[], object]) -> tuple[type, str, dict[str, Any]]:
+    with pytest.raises(RemoteError) as caught:
+        ask()
+    return type(caught.value), str(caught.value), vars(caught.value)
+
+
+def test_an_error_in_a_batch_is_that_of_a_request_alone(tmp_path: Path) -> None:
+    path, x = script(tmp_path, FAILING), np.ones(3)
+    with PythonSession(path, quiet_mode=True) as session, SessionPool(path, 1, quiet_mode=True) as pool:
+        for command in FAILURES:
+            expected = error_of(lambda command=command: session.calculate(command, x))  # type: ignore[misc]
+            for size in (1, 4):
+                results = pool.map(command, [x] * 4, chunksize=size)
+                assert (size, error_of(lambda results=results: next(results))) == (size, expected)  # type: ignore[misc]
+            assert error_of(lambda command=command: pool.calculate(command, x)) == expected  # type: ignore[misc]
+
+
+def test_a_result_that_cannot_be_sent_leaves_the_others_of_its_batch_alone(pool: SessionPool) -> None:
+    results = pool.map("unsendable", [np.full(2, number) for number in (1, 2, 0, 4)], chunksize=4)
+    assert [int(next(results)[0]) for _ in range(2)] == [1, 2]
+    with pytest.raises(RemoteError, match="what the function returned cannot be sent: numpy dtype"):
         next(results)
 
 

@@ -80,6 +80,18 @@ def odd(x):
     return None
 
 
+@server.command("deepest")
+def deepest(x):
+    """As many dimensions as a tensor may have."""
+    return x.reshape((1,) * 16)
+
+
+@server.command("unsendable")
+def unsendable(x):
+    """A result that no message can hold, for one item."""
+    return x if x[0] else np.array(["no number"])
+
+
 @server.command("swapped")
 def swapped(x):
     """A result in a byte order of its own, for some of the items."""

@@ -196,6 +196,7 @@ def _pool(found: Results) -> list[str]:
         "The time of a map by the number of its items; in brackets, ours divided by theirs.",
         table(["", *(format_nbytes(int(size)) for size in sizes)], lines),
         *_broadcast(found.get("broadcast", {})),
+        *_handed_on(found.get("handed_on", {})),
     ]
 
 
@@ -204,6 +205,13 @@ def _broadcast(found: Results) -> list[str]:
         return []
     ours, copied = (format_us(found[name]["median_us"]) for name in ("ours", "memcpy"))
     return [f"One 64 MiB tensor to four workers: {ours}; one copy of it in one process: {copied}."]
+
+
+def _handed_on(found: Results) -> list[str]:
+    if not found:
+        return []
+    cells = [f"{format_nbytes(int(nbytes))}: {format_us(each['median_us'])}" for nbytes, each in found.items()]
+    return [f"A result of one worker into a request to another, which looks at its ends; {'; '.join(cells)}."]
 
 
 def _store(found: Results) -> list[str]:

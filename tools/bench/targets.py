@@ -107,6 +107,7 @@ def _within(what: str, limit: float, unit: str, value: float | None) -> Verdict:
 
 def _pool(found: dict[str, Any]) -> list[Verdict]:
     small, large, sent = (found.get(name, {}) for name in (str(1 << 10), str(_MIB), "broadcast"))
+    handed = found.get("handed_on", {})
     others = [each for name, each in large.items() if name != "ours"]
     best = min(others, key=lambda each: each["median_us"], default=None)
     what = "a map over new arrays, 2 processes"
@@ -115,6 +116,12 @@ def _pool(found: dict[str, Any]) -> list[Verdict]:
         _at_least(f"{what}, 1 KiB", 1, "joblib", _quotient(small.get("joblib"), small.get("ours"))),
         _at_least(f"{what}, 1 KiB", 3, "mp.Pool.imap", _quotient(small.get("imap"), small.get("ours"))),
         _bound("one 64 MiB tensor to 4 workers", 1.5, "one memcpy", _quotient(sent.get("ours"), sent.get("memcpy"))),
+        _bound(
+            "a result of one worker into another, 64 MiB",
+            1.5,
+            "a 1 KiB hand-over",
+            _quotient(handed.get(str(64 * _MIB)), handed.get(str(1 << 10))),
+        ),
     ]
 
 

@@ -43,4 +43,5 @@ def controller_fast_path(
     if of_channel is None or of_transfer is None:
         return None
     endpoint = (*of_channel.endpoint, *of_transfer.endpoint)
-    return native.ControllerFastPath(*endpoint, deaths, Response, of_channel.status_mirror, **traffic._asdict())
+    fields = (*endpoint, deaths, Response, of_channel.status_mirror, *traffic)
+    return native.ControllerFastPath(*fields, {} if of_transfer.links is None else of_transfer.links)

@@ -23,8 +23,10 @@ class LeaseWords:
 class ReaderSegment(LeaseWords):
     spare: memoryview | None
     is_givable: bool
+    is_orphan: bool
     is_pinned: bool
     is_recent: bool
+    links: dict[int, bytes] | None
     def __init__(self, head: Buffer, file: Buffer, line: int | None = None) -> None: ...
     @property
     def views(self) -> int: ...
@@ -182,6 +184,7 @@ class ControllerFastPath:
         left: list[Any],
         aside: dict[int, Any],
         counters: Counters,
+        links: dict[Any, Any] = ...,
     ) -> None: ...
     def call(self, message: object, tensors: object, timeout_s: float, framework: str | None) -> Any: ...
     def send(self, pending: Pending, tensors: object, is_quiet: bool = False, /) -> bool: ...

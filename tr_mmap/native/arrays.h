@@ -57,4 +57,14 @@ PyObject *reader_segment_private(PyObject *segment, uint64_t seq);
  * be handed on. */
 int is_worth_giving(const ModuleState *state, PyObject *array);
 
+/* The view at the end of an array's bases, borrowed, if the array is all of the tensor there, and a dict of links has a name
+ * for its segment (see find_link()); else NULL. */
+PyObject *find_linked_view(const ModuleState *state, PyObject *array, PyObject *links);
+
+/* The name by which another process can open the segment of a view, borrowed, and the number of the tensor there; NULL if
+ * there is none, or if `view` is no view.
+ *
+ * `links` is a dict: from a weak reference to a segment to a tuple whose first item is the name, or "" for none. */
+PyObject *find_link(const ModuleState *state, PyObject *view, PyObject *links, uint64_t *seq);
+
 #endif

@@ -18,6 +18,7 @@ typedef struct {
     PyObject *left;                /* a list: segments that tags have left, which answers to come release */
     PyObject *aside;               /* a dict: answers that Python has taken, and whose tensors it could not map yet */
     Counters *counters;
+    PyObject *links; /* a dict: the names by which the worker knows segments of other pools; NULL for none */
     uint64_t sent_before; /* how many requests the session had sent before the ring was made */
 } ControllerFastPath;
 
@@ -39,16 +40,17 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     static char *names[] = {"out",       "own",       "peer_doorbell", "own_doorbell",  "slice_s",       "pool",
                             "mapped",    "held",      "is_private",    "deaths",        "response_type", "status_mirror", "sending",
                             "consuming", "in_flight", "unannounced",   "left",          "aside",         "counters",
-                            NULL};
+                            "links",     NULL};
     const ModuleState *state = self->base.state;
     PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *mirror, *sending, *consuming, *in_flight;
-    PyObject *unannounced, *left, *aside, *counters;
+    PyObject *unannounced, *left, *aside, *counters, *links = NULL;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OO!O!O!O!O!O!O!O!", names, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OO!O!O!O!O!O!O!O!|O!", names, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, parts + 8, &PyList_Type, &deaths,
                                      &response_type, state->mirror, &mirror, state->turn, &sending, state->turn,
                                      &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyList_Type,
-                                     &left, &PyDict_Type, &aside, state->counters, &counters) ||
+                                     &left, &PyDict_Type, &aside, state->counters, &counters, &PyDict_Type,
+                                     &links) ||
         !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
         endpoint_has_run_init(&self->base))
         return -1;
@@ -62,6 +64,7 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
     self->left = Py_NewRef(left);
     self->aside = Py_NewRef(aside);
     self->counters = (Counters *)Py_NewRef(counters);
+    self->links = Py_XNewRef(links);
     self->sent_before = self->counters->sent - ring_stored(self->base.out);
     self->response_type = Py_NewRef(response_type);
     return 0;
@@ -77,6 +80,7 @@ static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *a
     Py_VISIT(self->unannounced);
     Py_VISIT(self->left);
     Py_VISIT(self->aside);
+    Py_VISIT(self->links);
     return endpoint_traverse(&self->base, visit, arg);
 }
 
@@ -90,6 +94,7 @@ static int fast_path_clear(ControllerFastPath *self) {
     Py_CLEAR(self->unannounced);
     Py_CLEAR(self->left);
     Py_CLEAR(self->aside);
+    Py_CLEAR(self->links);
     Py_CLEAR(self->counters);
     return endpoint_clear(&self->base);
 }
@@ -101,15 +106,18 @@ static int is_initialised(const ControllerFastPath *self) {
 }
 
 /* Publish a request's tensors, and name them in the message; 0 if the slow path is needed, -1 with an exception. */
-static int publish_all(Endpoint *endpoint, PyObject *tensors, Message *message) {
+static int publish_all(ControllerFastPath *self, PyObject *tensors, Message *message) {
+    Endpoint *endpoint = &self->base;
     Py_ssize_t count = PyTuple_GET_SIZE(tensors);
-    int code = quick_publish_all(endpoint->pool, tensors, endpoint->held);
+    int code = quick_publish_all(endpoint->pool, tensors, endpoint->held, self->links);
     if (code <= 0) return code;
     /* A signal handler that ran during a copy may have released some. From here on no other code runs before the
      * send. */
     if (PyList_GET_SIZE(endpoint->held) != count) return 0;
     for (Py_ssize_t index = 0; index < count; index++) {
-        if (!message_add_segment(endpoint, message, PyList_GET_ITEM(endpoint->held, index))) return 0;
+        PyObject *segment = PyList_GET_ITEM(endpoint->held, index);
+        if (!message_add_segment(endpoint, message, segment) && !message_add_view(endpoint, message, segment, self->links))
+            return 0;
         message->tensors[index].tag = (Span){ARGUMENT_TAGS[index], (Py_ssize_t)strlen(ARGUMENT_TAGS[index])};
     }
     return 1;
@@ -214,7 +222,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
         message.command.nbytes + message.text.nbytes >
             MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
         return 0;
-    int is_ready = publish_all(endpoint, tensors, &message);
+    int is_ready = publish_all(self, tensors, &message);
     message.timestamp = now_ms();
     if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
     if (is_ready > 0) is_ready = move_held(self, pending) == 0; /* makes a list, so the garbage collector may run */
@@ -448,7 +456,7 @@ static PyMethodDef fast_path_methods[] = {
 
 static PyType_Slot controller_fast_path_slots[] = {
     {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, is_private, deaths, "
-                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, aside, counters)\n--\n\nThe "
+                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, aside, counters, links=None)\n--\n\nThe "
                 "controller's fast path."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, fast_path_init},

@@ -140,6 +140,16 @@ int message_add_segment(const Endpoint *self, Message *message, PyObject *segmen
     return 1;
 }
 
+int message_add_view(const Endpoint *self, Message *message, PyObject *view, PyObject *links) {
+    if (message->count == MAX_CANONICAL_TENSORS || links == NULL) return 0;
+    Ref *ref = &message->tensors[message->count];
+    ref->tag = EMPTY_SPAN;
+    PyObject *name = find_link(self->state, view, links, &ref->seq);
+    if (name == NULL || !span_of(name, &ref->segment)) return 0;
+    message->count++;
+    return 1;
+}
+
 PyObject *text_of(Endpoint *self, Span span) {
     /* An earlier text may have set an exception. Then to decode another one that is no UTF-8 would be a SystemError. */
     if (PyErr_Occurred()) return NULL;

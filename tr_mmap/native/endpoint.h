@@ -58,6 +58,10 @@ int endpoint_release(Endpoint *self);
 /* Name one of this side's segments in a message; 0 if the canonical form has no place for it. */
 int message_add_segment(const Endpoint *self, Message *message, PyObject *segment);
 
+/* Name the segment of another pool that a view is of; 0 if `links` has no name for it, see find_link(). The name is good
+ * until other code runs. */
+int message_add_view(const Endpoint *self, Message *message, PyObject *view, PyObject *links);
+
 /* A span as a Python text; NULL with an exception, also if one is set already. */
 PyObject *text_of(Endpoint *self, Span span);
 

@@ -228,78 +228,60 @@ static int fill(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     return 0;
 }
 
-/* Release a segment, whether or not an exception is set. */
-static void give_back(OwnerSegment *segment) {
+/* Release a segment, whether or not an exception is set. The view of another pool's is only let go. */
+static void give_back(const FreeLists *self, PyObject *segment) {
+    if (!PyObject_TypeCheck(segment, self->state->owner_segment)) return;
     PyObject *error = PyErr_GetRaisedException();
-    if (owner_segment_release(segment) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+    if (owner_segment_release((OwnerSegment *)segment) < 0) PyErr_WriteUnraisable(segment);
     PyErr_SetRaisedException(error);
 }
 
 /* Undo the hold of a segment that was not published after all; an exception stays set. `held` may have lost it: a
  * signal handler that ran since may have released all that is held. */
-static void undo_hold(OwnerSegment *segment, PyObject *held) {
+static void undo_hold(const FreeLists *self, PyObject *segment, PyObject *held) {
     int is_held = held == NULL;
     PyObject *error = PyErr_GetRaisedException();
     for (Py_ssize_t index = held == NULL ? 0 : PyList_GET_SIZE(held); index-- > 0 && !is_held;)
-        if (PyList_GET_ITEM(held, index) == (PyObject *)segment) {
-            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable((PyObject *)segment);
+        if (PyList_GET_ITEM(held, index) == segment) {
+            if (PyList_SetSlice(held, index, index + 1, NULL) < 0) PyErr_WriteUnraisable(segment);
             is_held = 1;
         }
     PyErr_SetRaisedException(error);
-    if (is_held) give_back(segment);
+    if (is_held) give_back(self, segment);
 }
 
-/* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held, and
- * for the other arrays those that claim() took. NULL if the slow path is needed, or with an exception; then nothing
- * has changed. */
-static PyObject *claim_all(FreeLists *self, PyObject *tensors) {
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors), claimed = 0;
+/* The view of a tensor of another pool that needs no copy, borrowed; NULL if it has to be published. */
+static PyObject *find_given(const FreeLists *self, PyObject *array, PyObject *links) {
+    return links == NULL || !self->hands_on ? NULL : find_linked_view(self->state, array, links);
+}
+
+/* Whether what claim_all() has for an array is a segment that claim() took, to be filled. */
+static int is_claimed(const FreeLists *self, PyObject *segment, PyObject *array) {
+    return PyObject_TypeCheck(segment, self->state->owner_segment) && find_loan_owner(self->state, array) == NULL;
+}
+
+/* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held; the
+ * views of tensors of other pools; and for the other arrays those that claim() took. NULL if the slow path is needed, or
+ * with an exception; then nothing has changed. */
+static PyObject *claim_all(FreeLists *self, PyObject *arrays, PyObject *links) {
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays), claimed = 0;
     PyObject *segments = PyList_New(count);
     for (; segments != NULL && claimed < count; claimed++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, claimed);
-        if (!PyArray_CheckExact(array)) break;
-        OwnerSegment *segment = find_loan_owner(self->state, array);
-        if (segment != NULL) segment = is_whole_loan(self, segment, array) ? (OwnerSegment *)Py_NewRef(segment) : NULL;
-        else segment = claim(self, array, 1);
+        PyObject *array = PyTuple_GET_ITEM(arrays, claimed);
+        OwnerSegment *loaned = find_loan_owner(self->state, array);
+        PyObject *segment = loaned == NULL ? Py_XNewRef(find_given(self, array, links)) : NULL;
+        if (loaned != NULL) segment = is_whole_loan(self, loaned, array) ? Py_NewRef(loaned) : NULL;
+        else if (segment == NULL) segment = (PyObject *)claim(self, array, 1);
         if (segment == NULL) break;
-        PyList_SET_ITEM(segments, claimed, (PyObject *)segment);
+        PyList_SET_ITEM(segments, claimed, segment);
     }
     if (segments == NULL || claimed == count) return segments;
-    while (claimed-- > 0)
-        if (find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, claimed)) == NULL)
-            give_back((OwnerSegment *)PyList_GET_ITEM(segments, claimed));
+    while (claimed-- > 0) {
+        PyObject *segment = PyList_GET_ITEM(segments, claimed);
+        if (is_claimed(self, segment, PyTuple_GET_ITEM(arrays, claimed))) give_back(self, segment);
+    }
     Py_DECREF(segments);
     return NULL;
-}
-
-/* An array itself, or one over the memory of a torch tensor; a new reference. NULL if the slow path is needed, or with an
- * exception. A small loan of torch's is copied as any other tensor: its memory would have to become copy-on-write. */
-static PyObject *to_array(const FreeLists *self, PyObject *tensor) {
-    if (PyArray_CheckExact(tensor)) return Py_NewRef(tensor);
-    uint64_t address = 0;
-    PyObject *array = is_torch_tensor(self->state, tensor) ? array_of_torch_tensor(self->state, tensor, &address) : NULL;
-    if (array == NULL || PyArray_NBYTES((PyArrayObject *)array) <= WIRE_PRIVATE_COPY_NBYTES ||
-        PyDict_GET_SIZE(self->torch_loans) == 0)
-        return array;
-    PyObject *key = PyLong_FromUnsignedLongLong(address);
-    int is_loan = key == NULL ? -1 : PyDict_Contains(self->torch_loans, key);
-    Py_XDECREF(key);
-    if (is_loan != 0) Py_CLEAR(array);
-    return array;
-}
-
-/* A tuple of tensors as one of arrays; NULL as to_array() says. */
-static PyObject *to_arrays(const FreeLists *self, PyObject *tensors) {
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors), index = 0;
-    while (index < count && PyArray_CheckExact(PyTuple_GET_ITEM(tensors, index))) index++;
-    if (index == count) return Py_NewRef(tensors);
-    PyObject *arrays = PyTuple_New(count);
-    for (index = 0; arrays != NULL && index < count; index++) {
-        PyObject *array = to_array(self, PyTuple_GET_ITEM(tensors, index));
-        if (array == NULL) Py_CLEAR(arrays);
-        else PyTuple_SET_ITEM(arrays, index, array);
-    }
-    return arrays;
 }
 
 /* Publish one array, as quick_publish() says: its segment, a new reference; NULL if the slow path is needed, or with an
@@ -314,21 +296,23 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
      * list holds. */
     int is_held = held != NULL && PyList_Append(held, (PyObject *)segment) == 0;
     if ((held == NULL || is_held) && (is_loan || fill(self, segment, array) == 0)) return segment;
-    undo_hold(segment, is_held ? held : NULL);
+    undo_hold(self, (PyObject *)segment, is_held ? held : NULL);
     Py_DECREF(segment);
     return NULL;
 }
 
 /* quick_publish_all() for a tuple of arrays. */
-static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held) {
+static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held, PyObject *links) {
     Py_ssize_t count = PyTuple_GET_SIZE(arrays), loans = 0;
     if (count == 1) { /* the usual number, for which no list is needed */
-        OwnerSegment *segment = publish_one(self, PyTuple_GET_ITEM(arrays, 0), held, 1);
+        PyObject *array = PyTuple_GET_ITEM(arrays, 0), *view = find_given(self, array, links);
+        if (view != NULL) return PyList_Append(held, view) < 0 ? -1 : 1;
+        OwnerSegment *segment = publish_one(self, array, held, 1);
         if (segment == NULL) return PyErr_Occurred() ? -1 : 0;
         Py_DECREF(segment);
         return 1;
     }
-    PyObject *segments = claim_all(self, arrays);
+    PyObject *segments = claim_all(self, arrays, links);
     if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
     int code = 1;
     /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
@@ -347,26 +331,26 @@ static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held) {
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
         PyObject *array = PyTuple_GET_ITEM(arrays, index);
         OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
-        if (find_loan_owner(self->state, array) != NULL) continue;
+        if (!is_claimed(self, (PyObject *)segment, array)) continue;
         /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
         if (index > 0 && !array_layout_matches(&segment->array_layout, array)) code = 0;
         else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
         if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(arrays, index)) == NULL)
-            undo_hold((OwnerSegment *)PyList_GET_ITEM(segments, index), is_held ? held : NULL);
+            undo_hold(self, PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
     return code;
 }
 
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held) {
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links) {
     FreeLists *self = (FreeLists *)free_lists;
     if (PyTuple_GET_SIZE(tensors) == 0) return 1;
     if (!can_take_fast_path(self)) return 0;
-    PyObject *arrays = to_arrays(self, tensors);
+    PyObject *arrays = arrays_of_tensors(self->state, tensors, self->torch_loans);
     if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
     /* torch may have run code of Python's */
-    int code = can_take_fast_path(self) ? publish_arrays(self, arrays, held) : 0;
+    int code = can_take_fast_path(self) ? publish_arrays(self, arrays, held, links) : 0;
     Py_DECREF(arrays);
     return code;
 }
@@ -392,32 +376,19 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
         return NULL;
     }
     if (!can_take_fast_path(self)) Py_RETURN_NONE;
-    PyObject *array = to_array(self, arguments[0]);
+    PyObject *array = array_of_tensor(self->state, arguments[0], self->torch_loans);
     OwnerSegment *segment = array != NULL && can_take_fast_path(self) ? publish_one(self, array, held, may_share) : NULL;
     Py_XDECREF(array); /* torch's deleter may run code */
     if (segment != NULL) return (PyObject *)segment;
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
-/* Note a torch loan, as TorchLoans of shm/loans.py does; -1 with an exception. */
-static int note_torch_loan(FreeLists *self, const OwnerSegment *segment, PyObject *tensor, PyObject *root) {
-    char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
-    PyObject *key = PyLong_FromVoidPtr(address), *identity = key == NULL ? NULL : torch_storage_identity(self->state, tensor);
-    PyObject *weak = identity == NULL ? NULL : PyWeakref_NewRef(root, NULL);
-    PyObject *noted = weak == NULL ? NULL : PyTuple_Pack(2, identity, weak);
-    int code = noted == NULL ? -1 : PyDict_SetItem(self->torch_loans, key, noted);
-    Py_XDECREF(noted);
-    Py_XDECREF(weak);
-    Py_XDECREF(identity);
-    Py_XDECREF(key);
-    return code;
-}
-
 /* A loaned array as a torch tensor; takes over the reference to the array. NULL with an exception, or if the slow path is
  * needed. */
 static PyObject *loan_to_torch(FreeLists *self, const OwnerSegment *segment, PyObject *array) {
+    const char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
     PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
-    if (tensor != NULL && note_torch_loan(self, segment, tensor, root) < 0) Py_CLEAR(tensor);
+    if (tensor != NULL && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
     Py_DECREF(root);
     return tensor;
 }

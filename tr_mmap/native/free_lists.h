@@ -10,7 +10,9 @@ int free_lists_is_initialised(PyObject *free_lists);
 /* Publish all arrays of a tuple, each of the layout that some free segment had last, or a whole loan, and append their
  * segments, held once more each, to a list in one step: 1 if that is done; 0 if the slow path is needed, -1 with an
  * exception. Then nothing was appended, and nothing was copied unless there is an exception, or an array was changed
- * while another was copied. */
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held);
+ * while another was copied.
+ *
+ * For a tensor of another pool that `links` has a name for, the list gets its view; see find_link(). `links` may be NULL. */
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links);
 
 #endif

@@ -4,6 +4,7 @@
 #include "lease_words.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 typedef struct {
     LeaseWords base; /* over the segment's first page, mapped for writing */
@@ -16,6 +17,8 @@ typedef struct {
     char is_pinned;      /* a forked child may use a view for ever */
     char is_recent;      /* a view was made since Python cleared this */
     char is_givable;     /* other processes may read it too, each with a lease line */
+    char is_orphan;      /* its owner has ended */
+    PyObject *links;     /* a dict: names of its file that go with it, as the bytes of paths; NULL or None for none */
 } ReaderSegment;
 
 /* A copy-on-write mapping. The buffer is held: a bytearray would move, and a memoryview could be released. */
@@ -79,9 +82,24 @@ static void view_dealloc(View *self) {
     free_object((PyObject *)self);
 }
 
+PyDoc_STRVAR(view_release_doc,
+             "release()\n--\n\nDoes nothing, for a list of what a request holds: the lease goes with the last reference.");
+
+static PyObject *view_release(PyObject *self, PyObject *unused) {
+    (void)self;
+    (void)unused;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef view_methods[] = {
+    {"release", view_release, METH_NOARGS, view_release_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyType_Slot view_slots[] = {
     {Py_tp_doc, "The base of an array over a segment of the peer's; the segment is not filled again while it lives."},
     {Py_tp_dealloc, view_dealloc},
+    {Py_tp_methods, view_methods},
     {0, NULL},
 };
 
@@ -113,7 +131,21 @@ static int reader_segment_traverse(ReaderSegment *self, visitproc visit, void *a
     VISIT_TYPE_AND_MODULE(self);
     Py_VISIT(self->layout.dtype);
     Py_VISIT(self->spare);
+    Py_VISIT(self->links);
     return 0;
+}
+
+/* Remove the names that go with the segment. If its owner has ended, nobody else will tell the readers that they may unmap
+ * it. System calls only, so that no other code runs in a destructor. */
+static void remove_links(const ReaderSegment *self) {
+    if (self->base.live == NULL || self->generation != fork_generation || self->links == NULL ||
+        !PyDict_CheckExact(self->links) || PyDict_GET_SIZE(self->links) == 0)
+        return;
+    if (self->is_orphan) stamp(self->base.live, WIRE_SEQ_RETIRED);
+    PyObject *key, *path;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(self->links, &position, &key, &path))
+        if (PyBytes_CheckExact(path)) (void)unlink(PyBytes_AS_STRING(path));
 }
 
 static int reader_segment_clear(ReaderSegment *self) {
@@ -126,6 +158,8 @@ static int reader_segment_clear(ReaderSegment *self) {
 static void reader_segment_dealloc(ReaderSegment *self) {
     PyObject_GC_UnTrack(self);
     Py_TRASHCAN_BEGIN(self, reader_segment_dealloc)
+    remove_links(self);
+    Py_CLEAR(self->links);
     if (self->base.live != NULL) PyBuffer_Release(&self->file);
     lease_words_clear(&self->base);
     reader_segment_clear(self);
@@ -270,6 +304,34 @@ int is_worth_giving(const ModuleState *state, PyObject *array) {
     return array != NULL && is_mapping_with_kept(state, array); /* of a loaded file */
 }
 
+PyObject *find_link(const ModuleState *state, PyObject *view, PyObject *links, uint64_t *seq) {
+    if (!Py_IS_TYPE(view, state->view)) return NULL;
+    ReaderSegment *segment = ((View *)view)->segment;
+    *seq = load_acquire(&segment->base.live->seq);
+    if (*seq == 0 || *seq == WIRE_SEQ_RETIRED || load_acquire(&segment->base.live->seq_copy) != *seq) return NULL;
+    PyObject *reference = PyWeakref_NewRef((PyObject *)segment, NULL); /* often one that is there already */
+    PyObject *link = reference == NULL ? NULL : PyDict_GetItemWithError(links, reference);
+    Py_XDECREF(reference);
+    if (link == NULL) PyErr_Clear();
+    if (link == NULL || !PyTuple_Check(link) || PyTuple_GET_SIZE(link) == 0) return NULL;
+    PyObject *name = PyTuple_GET_ITEM(link, 0);
+    return PyUnicode_CheckExact(name) && PyUnicode_GET_LENGTH(name) != 0 ? name : NULL;
+}
+
+PyObject *find_linked_view(const ModuleState *state, PyObject *array, PyObject *links) {
+    if (PyArray_NBYTES((PyArrayObject *)array) < WIRE_GIVEN_NBYTES || PyArray_ISWRITEABLE((PyArrayObject *)array))
+        return NULL;
+    View *view = find_view(state, array);
+    if (view == NULL || !view->segment->is_givable) return NULL;
+    /* The lease keeps the owner from changing the layout; Python may have found that it cannot read it. */
+    const ReaderSegment *segment = view->segment;
+    const char *payload = (const char *)segment->file.buf + segment->layout.offset;
+    uint64_t seq;
+    int is_whole = segment->layout_seq != 0 && array_layout_matches(&segment->layout, array) &&
+                   PyArray_BYTES((PyArrayObject *)array) == payload;
+    return is_whole && find_link(state, (PyObject *)view, links, &seq) != NULL ? (PyObject *)view : NULL;
+}
+
 const char view_of_doc[] =
     "view_of(array)\n--\n\nThe peer's segment that an array is a view of; None if it is no view, or a copy-on-write one.";
 
@@ -289,6 +351,8 @@ static PyMemberDef reader_segment_members[] = {
     {"spare", T_OBJECT, offsetof(ReaderSegment, spare), 0, "a copy-on-write mapping that no view uses any more"},
     {"is_pinned", T_BOOL, offsetof(ReaderSegment, is_pinned), 0, "whether the lease is never to be released"},
     {"is_recent", T_BOOL, offsetof(ReaderSegment, is_recent), 0, "whether a view was made since this was cleared"},
+    {"is_orphan", T_BOOL, offsetof(ReaderSegment, is_orphan), 0, "whether its owner has ended"},
+    {"links", T_OBJECT, offsetof(ReaderSegment, links), 0, "a dict of names of its file, which go with it"},
     {"is_givable", T_BOOL, offsetof(ReaderSegment, is_givable), 0, "whether other processes may read it too"},
     {NULL, 0, 0, 0, NULL},
 };

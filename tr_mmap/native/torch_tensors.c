@@ -125,13 +125,6 @@ static int find_storage(const ModuleState *state, PyObject *tensor, uint64_t *ad
     return PyErr_Occurred() ? -1 : 0;
 }
 
-PyObject *torch_storage_identity(const ModuleState *state, PyObject *tensor) {
-    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
-    PyObject *identity = storage == NULL ? NULL : PyObject_GetAttr(storage, state->names[STORAGE_IDENTITY]);
-    Py_XDECREF(storage);
-    return identity;
-}
-
 /* The array; NULL with torch's error for every tensor that has no plain memory here, and for one that autograd watches;
  * NULL without one if the dtype is unknown. */
 static PyObject *find_array(const ModuleState *state, PyObject *tensor, uint64_t *address) {
@@ -155,11 +148,13 @@ static PyObject *find_array(const ModuleState *state, PyObject *tensor, uint64_t
     int is_there = PyArray_IS_C_CONTIGUOUS((PyArrayObject *)array) && find_storage(state, tensor, &first, &nbytes) == 0 &&
                    start >= first && length <= nbytes && start - first <= nbytes - length;
     if (!is_there) Py_CLEAR(array);
-    else if (address != NULL) *address = first;
+    else *address = first;
     return array;
 }
 
-PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address) {
+/* An array of the numpy dtype of ours over a tensor's memory, which keeps the tensor alive, and the address of its storage;
+ * NULL if the slow path is needed, or with an exception. */
+static PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address) {
     PyObject *watched = PyObject_GetAttr(tensor, state->names[REQUIRES_GRAD]);
     PyObject *plain = watched == Py_True ? PyObject_CallMethodNoArgs(tensor, state->names[DETACH]) : Py_XNewRef(tensor);
     PyObject *array = watched == NULL || plain == NULL ? NULL : find_array(state, plain, address);
@@ -170,4 +165,51 @@ PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint
         !PyErr_ExceptionMatches(PyExc_MemoryError))
         PyErr_Clear();
     return array;
+}
+
+PyObject *array_of_tensor(const ModuleState *state, PyObject *tensor, PyObject *torch_loans) {
+    if (PyArray_CheckExact(tensor)) return Py_NewRef(tensor);
+    uint64_t address = 0;
+    PyObject *array = is_torch_tensor(state, tensor) ? array_of_torch_tensor(state, tensor, &address) : NULL;
+    if (array == NULL || PyArray_NBYTES((PyArrayObject *)array) <= WIRE_PRIVATE_COPY_NBYTES ||
+        PyDict_GET_SIZE(torch_loans) == 0)
+        return array;
+    PyObject *key = PyLong_FromUnsignedLongLong(address);
+    int is_loan = key == NULL ? -1 : PyDict_Contains(torch_loans, key);
+    Py_XDECREF(key);
+    if (is_loan != 0) Py_CLEAR(array);
+    return array;
+}
+
+PyObject *arrays_of_tensors(const ModuleState *state, PyObject *tensors, PyObject *torch_loans) {
+    Py_ssize_t count = PyTuple_GET_SIZE(tensors), index = 0;
+    while (index < count && PyArray_CheckExact(PyTuple_GET_ITEM(tensors, index))) index++;
+    if (index == count) return Py_NewRef(tensors);
+    PyObject *arrays = PyTuple_New(count);
+    for (index = 0; arrays != NULL && index < count; index++) {
+        PyObject *array = array_of_tensor(state, PyTuple_GET_ITEM(tensors, index), torch_loans);
+        if (array == NULL) Py_CLEAR(arrays);
+        else PyTuple_SET_ITEM(arrays, index, array);
+    }
+    return arrays;
+}
+
+/* What tells a tensor's storage from all others that live; NULL with an exception. */
+static PyObject *storage_identity(const ModuleState *state, PyObject *tensor) {
+    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
+    PyObject *identity = storage == NULL ? NULL : PyObject_GetAttr(storage, state->names[STORAGE_IDENTITY]);
+    Py_XDECREF(storage);
+    return identity;
+}
+
+int note_torch_loan(const ModuleState *state, PyObject *torch_loans, const void *address, PyObject *tensor, PyObject *root) {
+    PyObject *key = PyLong_FromVoidPtr((void *)address), *identity = key == NULL ? NULL : storage_identity(state, tensor);
+    PyObject *weak = identity == NULL ? NULL : PyWeakref_NewRef(root, NULL);
+    PyObject *noted = weak == NULL ? NULL : PyTuple_Pack(2, identity, weak);
+    int code = noted == NULL ? -1 : PyDict_SetItem(torch_loans, key, noted);
+    Py_XDECREF(noted);
+    Py_XDECREF(weak);
+    Py_XDECREF(identity);
+    Py_XDECREF(key);
+    return code;
 }

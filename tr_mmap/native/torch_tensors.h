@@ -15,12 +15,17 @@ int is_torch_tensor(const ModuleState *state, PyObject *object);
  * fails. NULL if the slow path is needed, or with an exception. */
 PyObject *torch_tensor_of(const ModuleState *state, PyObject *array);
 
-/* An array of the numpy dtype of ours over a tensor's memory, which keeps the tensor alive; NULL if the slow path is
- * needed, or with an exception. `address`, which may be NULL, gets that of the storage. */
-PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address);
+/* An array itself, or one of the numpy dtype of ours over the memory of a torch tensor, which it keeps alive; a new
+ * reference. NULL if the slow path is needed, or with an exception. The slow path is needed for a large loan of torch's
+ * (`torch_loans` has their addresses). A small one is copied as any other tensor: its memory would have to become
+ * copy-on-write. */
+PyObject *array_of_tensor(const ModuleState *state, PyObject *tensor, PyObject *torch_loans);
 
-/* What tells a tensor's storage from all others that live; NULL with an exception. */
-PyObject *torch_storage_identity(const ModuleState *state, PyObject *tensor);
+/* The same of all in a tuple. */
+PyObject *arrays_of_tensors(const ModuleState *state, PyObject *tensors, PyObject *torch_loans);
+
+/* Note a loan, as TorchLoans of shm/loans.py does; `root` is the array that its storage keeps. -1 with an exception. */
+int note_torch_loan(const ModuleState *state, PyObject *torch_loans, const void *address, PyObject *tensor, PyObject *root);
 
 /* The module's state: Python has told nothing before learn_torch() was called. */
 int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg);

@@ -319,7 +319,7 @@ static PyObject *py_quick_send(WorkerFastPath *self, PyObject *result) {
     if (self->is_foreign || !(is_one || PyTuple_CheckExact(result))) Py_RETURN_NONE;
     touch(self);
     PyObject *tensors = is_one ? PyTuple_Pack(1, result) : Py_NewRef(result);
-    int code = tensors == NULL ? -1 : quick_publish_all(self->base.pool, tensors, self->base.held);
+    int code = tensors == NULL ? -1 : quick_publish_all(self->base.pool, tensors, self->base.held, NULL);
     Py_XDECREF(tensors);
     if (code < 0) return NULL;
     return Py_NewRef(code > 0 ? Py_True : Py_None);

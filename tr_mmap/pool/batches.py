@@ -18,11 +18,13 @@ from ..protocol.commands import UserMessage, parse_command
 from ..protocol.messages import Response
 from ..protocol.named_values import FORM_NAMED, unpack
 from ..tsr.tensors import is_plain_torch
+from ..wire.header import MAX_NDIM
 
 __all__ = ["ITEM_NBYTES", "kind_of", "nbytes_of", "packed", "results_of"]
 
 ITEM_NBYTES: Final = 1 << 15  # a larger item gains nothing from others beside it
 _DTYPE_KINDS: Final = "biufcV"  # V: bfloat16 and its like
+_MAX_NDIM: Final = MAX_NDIM - 1  # a stack of them has one more
 
 
 def kind_of(message: UserMessage, tensors: Sequence[Any]) -> Hashable:
@@ -30,13 +32,16 @@ def kind_of(message: UserMessage, tensors: Sequence[Any]) -> Hashable:
     if not isinstance(message, str) or message[:1] == "{":
         return None
     if len(tensors) == 1 and type(array := tensors[0]) is np.ndarray and array.dtype.kind in _DTYPE_KINDS:
-        return (array.dtype, array.shape) if array.nbytes <= ITEM_NBYTES else None  # the usual case, in fewer steps
+        is_small = array.nbytes <= ITEM_NBYTES and array.ndim <= _MAX_NDIM
+        return (array.dtype, array.shape) if is_small else None  # the usual case, in fewer steps
     shapes: list[Hashable] = []
     for each in tensors:
         if type(each) is np.ndarray:
             if each.nbytes > ITEM_NBYTES or each.dtype.kind not in _DTYPE_KINDS:
                 return None
         elif not is_plain_torch(each) or each.nbytes > ITEM_NBYTES:
+            return None
+        if each.ndim > _MAX_NDIM:
             return None
         shapes.append((each.dtype, each.shape))
     return tuple(shapes)

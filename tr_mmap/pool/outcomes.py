@@ -105,7 +105,7 @@ class Outcomes:
             self._take_death(attempt, error)
             return
         self._count(worker, task)
-        if isinstance(error, RequestCancelled):
+        if isinstance(error, RequestCancelled) and attempt.is_unwanted:  # else its handler has raised that by itself
             task.cancel()
         elif task.is_batch and self._may_split(error):
             self._returned += task.split()

@@ -50,9 +50,21 @@ class Attempt:
         pending: the request.
         began_s: when its handler was seen to run, by the monotonic clock; 0 if that was not seen.
         was_begun: whether its handler may have been called; known once the attempt has failed.
+        is_unwanted: it was to be withdrawn.
     """
 
-    __slots__ = ("_hub", "_is_settled", "began_s", "deadline_s", "pending", "task", "timeout_s", "was_begun", "worker")
+    __slots__ = (
+        "_hub",
+        "_is_settled",
+        "began_s",
+        "deadline_s",
+        "is_unwanted",
+        "pending",
+        "task",
+        "timeout_s",
+        "was_begun",
+        "worker",
+    )
 
     def __init__(self, hub: Hub, worker: Worker, task: Task, pending: Pending, deadline_s: float) -> None:
         self._hub = hub
@@ -64,6 +76,7 @@ class Attempt:
         self.timeout_s = deadline_s
         self.began_s = 0.0
         self.was_begun = True
+        self.is_unwanted = False
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error; what is said later than the first counts for nothing."""
@@ -82,6 +95,7 @@ class Attempt:
 
     def cancel(self) -> bool:
         """Withdraw it. Returns whether its handler was not called, and will not be."""
+        self.is_unwanted = True  # first: the answer to it may come at once
         return not self._is_settled and self.worker.cancel(self)
 
 

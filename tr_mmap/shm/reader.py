@@ -6,6 +6,7 @@ were not used for longest, are unmapped: whenever another is mapped, the reader 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections import deque
@@ -313,6 +314,18 @@ class SegmentReader(ForkAware):
             else:
                 self._forget(segment)
 
+    def forget_retired(self) -> None:
+        """Unmap the segments of other pools that nobody will publish in again. May be called from another thread.
+
+        An idle reader looks at none, and would keep their memory. No lock is needed, because each step is one of the
+        interpreter's; the reader's own thread may forget the same segment, or still look at it once.
+        """
+        for segment in list(self.mapped.values()):
+            if segment.line is not None and segment.words[SEQ_WORD] == SEQ_RETIRED and not segment.views:
+                with contextlib.suppress(ValueError):  # the reader has it in hand, and looks at it again later
+                    self._order.remove(segment)
+                self._forget(segment)
+
     def _forget(self, segment: MappedSegment) -> None:
         segment.is_listed = False
         for name in list(segment.names):
@@ -353,8 +366,10 @@ class SegmentReader(ForkAware):
         Args:
             is_peer_dead: whether the owner of the peer's segments has ended.
         """
-        if self._source is not None:
-            self._source.is_dead |= is_peer_dead
+        if self._source is not None and is_peer_dead:
+            self._source.is_dead = True
+            for segment in list(self.mapped.values()):
+                segment.is_orphan = True
         self.mapped.clear()
         self._order.clear()
         self._lines.clear()

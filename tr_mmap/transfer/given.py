@@ -26,7 +26,7 @@ from ..errors import HostilePath
 from ..native import view_of
 from ..shm.mapped import MappedSegment, Source
 from ..tsr.loaded import LoadedFile, loaded_file
-from ..wire.header import SEQ_COPY_WORD, SEQ_RETIRED, SEQ_WORD
+from ..wire.header import SEQ_COPY_OFFSET, SEQ_COPY_WORD, SEQ_OFFSET, SEQ_RETIRED, SEQ_WORD
 from ..wire.names import GIVEN_FILE_PREFIX, GIVEN_PREFIX, READERS_SUFFIX
 from ..wire.segments import GIVEN_NBYTES
 
@@ -58,18 +58,16 @@ class _Link(NamedTuple):
     Attributes:
         name: of the link; "" if there can be none.
         path: of the link.
-        words: of the segment's header; None for a page of readers or a plain file.
-        source: the pool that the segment is from, which this keeps.
+        source: the pool that the segment is from, which this keeps; None for a page of readers or a plain file.
     """
 
     name: str
     path: str
-    words: memoryview | None = None
     source: Source | None = None
 
 
 class GivenTensors:
-    """The links in the directory of one session.
+    """The links in the directory of one session. The extension removes one at once when this process drops its segment.
 
     Args:
         directory: the session directory.
@@ -78,7 +76,7 @@ class GivenTensors:
     def __init__(self, directory: str) -> None:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
-        self._links: dict[weakref.ref[Any], _Link] = {}  # by segment, by the pool of a page, and by loaded file
+        self.links: dict[weakref.ref[Any], _Link] = {}  # by segment, by the pool of a page, and by loaded file
         self._gone: deque[weakref.ref[Any]] = deque()  # those that this process does not know any more
         self._numbers: Final = itertools.count()
 
@@ -97,14 +95,14 @@ class GivenTensors:
         if file is None:
             return None
         self.remove_gone()
-        link = self._links.get(weakref.ref(file)) or self._link_file(file)
+        link = self.links.get(weakref.ref(file)) or self._link_file(file)
         return Given(link.name, link.path, next_seq(), tensor) if link.name else None
 
     def _link_file(self, file: LoadedFile) -> _Link:
         name = tensor_file(f"{GIVEN_FILE_PREFIX}_{next(self._numbers)}")
         if not self._has_linked(file.path, name, file.inode):
             name = ""  # it is on another file system, or another file has its name: then it is copied, each time
-        return self._links.setdefault(weakref.ref(file, self._gone.append), _Link(name, self._path(name)))
+        return self.links.setdefault(weakref.ref(file, self._gone.append), _Link(name, self._path(name)))
 
     def give(self, tensor: Any) -> Given | None:
         """Hold a tensor for a request; None if it is no whole tensor of another pool, or has to be copied."""
@@ -115,7 +113,7 @@ class GivenTensors:
         if seq in (0, SEQ_RETIRED) or segment.words[SEQ_COPY_WORD] != seq:
             return None
         self.remove_gone()
-        link = self._links.get(weakref.ref(segment)) or self._link(segment)
+        link = self.links.get(weakref.ref(segment)) or self._link(segment)
         return None if link is None else Given(link.name, link.path, seq, tensor)
 
     def _link(self, segment: MappedSegment) -> _Link | None:
@@ -125,7 +123,7 @@ class GivenTensors:
         try:
             if not self._directory.is_there():
                 return None
-            page = self._links.get(weakref.ref(source)) or self._link_readers(source)
+            page = self.links.get(weakref.ref(source)) or self._link_readers(source)
             name = tensor_file(f"{page.name.removesuffix(READERS_SUFFIX)}_{next(self._numbers)}")
         except (OSError, HostilePath):
             return None  # gone, no room for a name: then it is copied
@@ -133,8 +131,9 @@ class GivenTensors:
         # have mapped, then the page of readers that was linked before it is of the same pool.
         if not self._has_linked(os.path.join(source.directory, segment.name), name, segment.file.inode):
             return None
-        link = _Link(name, self._path(name), segment.words, source)
-        self._links[weakref.ref(segment, self._gone.append)] = link
+        link = _Link(name, self._path(name), source)
+        self.links[weakref.ref(segment, self._gone.append)] = link
+        segment.links = {**(segment.links or {}), id(self): os.fsencode(link.path)}
         return link
 
     def _has_linked(self, path: str, name: str, inode: int) -> bool:
@@ -158,23 +157,41 @@ class GivenTensors:
         name = f"{GIVEN_PREFIX}{next(self._numbers)}{READERS_SUFFIX}"
         page = _Link(name, self._path(name))
         system.link(os.path.join(source.directory, source.stem + READERS_SUFFIX), page.path, owner=self._owner)
-        return self._links.setdefault(weakref.ref(source, self._gone.append), page)
+        return self.links.setdefault(weakref.ref(source, self._gone.append), page)
+
+    def close(self) -> None:
+        """Leave the links to whoever removes the directory: a later session may have names like these there."""
+        for each in list(self.links):
+            segment = each()
+            if isinstance(segment, MappedSegment) and segment.links:
+                segment.links = {key: path for key, path in segment.links.items() if key != id(self)}
+        self.links.clear()
+        self._gone.clear()
 
     def remove_gone(self) -> None:
         """Remove the links to segments that this process does not know any more, and that no request names."""
         while self._gone and this_process.mark is self._owner:
-            link = self._links.get(self._gone[0])
+            link = self.links.get(self._gone[0])
             if link is not None and link.name:
-                if link.source is not None and link.source.is_dead and link.words is not None:
-                    # Nobody else will tell the readers that they may unmap it.
-                    link.words[SEQ_COPY_WORD] = link.words[SEQ_WORD] = SEQ_RETIRED
                 try:
+                    if link.source is not None and link.source.is_dead:
+                        _retire(link.path)  # nobody else will tell the readers that they may unmap it
                     system.unlink(link.path, owner=self._owner)
                 except (OSError, HostilePath):
                     pass  # it goes with the directory
             # With its last segment a pool may go too, and be the next in the queue.
-            self._links.pop(self._gone[0], None)
+            self.links.pop(self._gone[0], None)
             self._gone.popleft()
+
+
+def _retire(path: str) -> None:
+    """Say in the header of a segment whose owner has ended that no other tensor will be there."""
+    fd = system.open_private_file(path, write=True)
+    try:
+        for offset in (SEQ_COPY_OFFSET, SEQ_OFFSET):
+            system.write_all(fd, SEQ_RETIRED.to_bytes(8, "little"), offset)
+    finally:
+        system.close(fd)
 
 
 def _whole_segment(tensor: Any) -> MappedSegment | None:

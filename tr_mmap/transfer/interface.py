@@ -126,6 +126,9 @@ class WorkerTransfer(ABC):
     def release_free(self) -> None:  # noqa: B027 - a transfer of files keeps nothing
         """Give up the memory that is kept for later tensors, because the controller needs room."""
 
+    def look_from_thread(self) -> None:  # noqa: B027 - as above
+        """Unmap what the end of others has left, about once a second, from another thread. Never waits."""
+
     def fast_path_parts(self) -> TensorParts | None:
         """What the compiled fast path works on; None where it cannot be taken."""
         return None

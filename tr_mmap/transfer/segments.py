@@ -92,6 +92,9 @@ class SegmentWorkerTransfer(WorkerTransfer):
         transfer._segments = []
         return transfer
 
+    def look_from_thread(self) -> None:
+        self._reader.forget_retired()
+
     def forked_in_child(self) -> None:
         self._lock = threading.RLock()
 
@@ -194,27 +197,29 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._reader = self._new_reader()  # of the running worker, or of the last one
 
     def holds(self) -> Iterator[Segment]:
-        yield from (each for each in self._tags.segments() if not isinstance(each, Given))
+        yield from (each for each in self._tags.segments() if isinstance(each, Segment))
         yield from self._needed_by_requests()
-        yield from (each for _, each in self.left if not isinstance(each, Given))
+        yield from (each for _, each in self.left if isinstance(each, Segment))
 
     def _needed_by_requests(self) -> Iterator[Segment]:
-        for held in self._held_by_requests():
-            yield from (each for each in held if not isinstance(each, Given))
+        return (each for held in self._held_by_requests() for each in held if isinstance(each, Segment))
 
     def _held_by_requests(self) -> list[list[Segment | Given]]:
-        late = [key.held for key, _ in self._late if key is not None and key.held]
+        late = [key.held for key, _ in list(self._late) if key is not None and key.held]
         lists = (self._fast_held, *self._prepared.values(), *self.fast_holds(), *late)
-        # A request that is about to be sent is in two of these with the same list.
-        return list({id(held): held for held in lists}.values())
+        return list({id(held): held for held in lists}.values())  # one that is about to be sent is in two of these
 
     def repair_tags(self) -> None:
         self._tags.repair()
 
+    def remove_gone(self) -> None:
+        self._given.remove_gone()
+
     def fast_path_parts(self) -> TensorParts | None:
         if self._has_checksum:
             return None
-        return TensorParts((self._pool, self._reader.mapped, self._fast_held, self._reader.are_private), {})
+        endpoint = self._pool, self._reader.mapped, self._fast_held, self._reader.are_private
+        return TensorParts(endpoint, {}, links=self._given.links)
 
     def put(self, tag: str, tensor: Any) -> None:
         self._put(tag, self._copied(tensor))
@@ -355,8 +360,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def worker_ended(self) -> None:
         self._reader.close(is_peer_dead=True)
-        last = self.left[-1][0] if self.left else 0
-        self._soon(None, self._forget_worker, list(self._prepared), last)
+        self._soon(None, self._forget_worker, list(self._prepared), self.left[-1][0] if self.left else 0)
 
     def _forget_worker(self, unsent: list[Any], last: int) -> None:
         """Release what the worker that has ended may have read: a next one may have requests by now."""
@@ -364,12 +368,12 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._release_now(key, last)
         self._release_now(None, last)
         self._pool.reader_died()
-        self._given.remove_gone()
+        self.access.remove_gone()
         self._tags.announce_all_again()
 
     def _new_reader(self) -> SegmentReader:
-        is_shared = bool(self.pool_directory)
-        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=is_shared)
+        gives = bool(self.pool_directory)
+        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=gives)
 
     def collect(self) -> None:
         self.access.when_free(self._run, self._collect)
@@ -384,8 +388,7 @@ class SegmentControllerTransfer(ControllerTransfer):
     def close(self) -> None:
         with self.access.lock:
             self._reader.close(is_peer_dead=True)
-            # Another thread may be in the middle of a copy into one of these, so they are never filled again.
-            for segment in self._needed_by_requests():
+            for segment in self._needed_by_requests():  # another thread may be in the middle of a copy into one
                 self._pool.taint(segment)
             for held in self._held_by_requests():
                 held.clear()  # in place: whoever has the list releases nothing any more
@@ -393,4 +396,5 @@ class SegmentControllerTransfer(ControllerTransfer):
             self._late.clear()
             self.left.clear()
             self._tags.forget()
+            self._given.close()
         self.access.leave(self)

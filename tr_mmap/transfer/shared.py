@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from ..errors import MissingTag, OutOfSpace, UnsupportedTensor
+from ..native import drain
 from ..shm.pool import SegmentPool
 from ..shm.segment import Segment
 from ..wire.header import MAX_READERS
@@ -45,6 +46,9 @@ class PoolUser(Protocol):
 
     def catch_up(self) -> None:
         """Do what could not be done when another thread had the lock; called again if it is interrupted."""
+
+    def remove_gone(self) -> None:
+        """Remove the links to results of other workers that this process does not have any more."""
 
 
 class PoolAccess:
@@ -98,6 +102,7 @@ class PoolAccess:
                 self._users.remove(user)
             if self._users:
                 self.put_right()
+                self.remove_gone()
                 return
             self.pool.close()
         if self._on_unused is not None:
@@ -107,6 +112,12 @@ class PoolAccess:
         """Repair the pool if that is needed, and if no method is in the middle of something: else a later one does."""
         if self.has_failed and not self.depth and not self.paused:
             self.repair()
+
+    def remove_gone(self) -> None:
+        """Let each user do so: a session has ended, and what another one was given of its results may be gone."""
+        drain()
+        for user in list(self._users):
+            user.remove_gone()
 
     def when_free(self, method: Callable[..., Any], *arguments: Any) -> bool:
         """Call a method, unless this thread would have to wait for the lock. Returns whether it was called.

@@ -25,12 +25,14 @@ from ..protocol.batches import (
     entry_of_tensors,
     entry_of_text,
 )
-from ..protocol.messages import Failure
+from ..protocol.messages import Failure, Response, encode
 from ..protocol.named_values import pack
 from ..tsr.tensors import is_plain_torch, to_array
+from ..wire.header import MAX_NDIM
 from ..wire.messages import ARGUMENT_TAG_PREFIX
+from .annotations import code_of
 from .binding import Command
-from .reply import Reply
+from .reply import Reply, failure_of
 
 if TYPE_CHECKING:
     from .functions import Server
@@ -59,7 +61,7 @@ def answer(
     server: Server,
     known: Command,
     values: dict[str, Any],
-    failure_of: Callable[[BaseException, Reply], Failure | None],
+    judge: Callable[[BaseException, Reply], Failure | None],
 ) -> None:
     """Answer the items of a batch; the reply has all results.
 
@@ -67,7 +69,7 @@ def answer(
         server: whose request this is.
         known: the command.
         values: of the request, by name.
-        failure_of: the failure for what a handler raised; raises what ends the worker.
+        judge: returns the failure for what a handler raised; raises what ends the worker.
 
     Raises:
         BadMessage: it is no batch.
@@ -96,9 +98,13 @@ def answer(
                     return  # the function has forked, and this is the child
                 if value is None:
                     value = recorder.tensors or reply.result
-                results.add(value)
+                try:
+                    results.add(value)
+                except Exception as error:
+                    server._blame_result(error, code_of(known.function))
+                    raise
             except BaseException as error:
-                failure = failure_of(error, reply)
+                failure = judge(error, reply)
                 if failure is not None:
                     results.add_failure(failure)
     finally:
@@ -168,6 +174,8 @@ class _Results:
                 return False
         elif not isinstance(value, np.generic) and not is_plain_torch(value):
             return False
+        if value.ndim >= MAX_NDIM:  # a stack has one dimension more
+            return False
         if self._stack is None and not self._stacked:
             framework = "torch" if not isinstance(value, np.ndarray | np.generic) else "numpy"
             self._stack = self._server.empty((self._count, *value.shape), _native(value.dtype), framework)
@@ -184,11 +192,21 @@ class _Results:
         if value is None:
             return entry_of_text("ok")
         if isinstance(value, str):
-            return entry_of_text(str.__str__(value))
+            return self._entry_of_text(str.__str__(value))
         if isinstance(value, dict):
             text, tensors = pack(value)
             return entry_of_named(text, [_copy_of(each) for each in tensors])
         return entry_of_tensors([_copy_of(each) for each in (value if isinstance(value, _SEVERAL) else [value])])
+
+    def _entry_of_text(self, text: str) -> list[Any]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            try:
+                encode(Response(0, result=text))
+            except BadMessage as error:
+                return entry_of_failure(failure_of(error))  # as where it is the only text of a message
+        return entry_of_text(text)
 
     def send(self) -> None:
         """Make them the reply."""
@@ -213,7 +231,5 @@ def _copy_of(value: Any) -> Any:
     """
     if is_plain_torch(value):
         return value.clone()
-    if isinstance(value, np.ndarray | np.generic):
-        return np.array(value)
     to_array(value)
-    return value
+    return np.array(value) if isinstance(value, np.ndarray | np.generic) else value

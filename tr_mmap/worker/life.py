@@ -83,7 +83,7 @@ class WorkerLife(ForkAware):
                 attachment.peer,
                 self._controller_died,
                 attachment.channel.watch_by_hand(),
-                each_second=None if self._log is None else self._log.look_from_thread,
+                each_second=None if self._log is None else self._look_each_second,
                 lock_path=attachment.peer_lock,
                 next_peer=attachment.next_peer,
             )
@@ -177,6 +177,14 @@ class WorkerLife(ForkAware):
 
     def _advance_status(self, channel: Channel, status: Status, detail: str = "") -> None:
         self._responder.advance_status(channel, status, detail)
+
+    def _look_each_second(self) -> None:
+        """Runs in the watch's thread."""
+        log, transfer = self._log, self._shared.transfer
+        if log is not None:
+            log.look_from_thread()
+        if transfer is not None:
+            transfer.look_from_thread()
 
     def _look_at_log(self) -> None:
         self._requests_until_look = _LOOK_REQUESTS

@@ -71,7 +71,7 @@ def failure_of(error: BaseException, reply: Reply | None = None) -> Failure:
         return failure
     if error is bad_result:
         failure.message = f"what the function returned cannot be sent: {failure.message}"
-        failure.traceback = trace_of(error, reply.handler_code)
+        failure.traceback = trace_of(error, reply.handler_code, has_returned=True)
     else:
         failure.traceback = trace_of(error)
     log(f"{failure.traceback.rstrip()}\n{ANSWERED_LINE}")

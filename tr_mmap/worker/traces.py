@@ -70,15 +70,16 @@ def name_of(error: BaseException) -> str:
     return cut(str.encode(_class_name(type(error)), "utf-8", "replace").decode(), MAX_NAME_CHARS)
 
 
-def trace_of(error: BaseException, code: CodeType | None = None) -> str:
+def trace_of(error: BaseException, code: CodeType | None = None, *, has_returned: bool = False) -> str:
     """The traceback of what a handler raised, cut if need be.
 
     Args:
         error: what was raised.
         code: of a handler that has returned and whose result is to blame: it is shown in place of our frames.
+        has_returned: it has, also if its code is unknown.
     """
     try:
-        text = _formatted(error, code) if _is_small(error) else _brief(error)
+        text = _formatted(error, code, has_returned) if _is_small(error) else _brief(error)
     except Stop:
         raise
     except BaseException:  # out of memory, or an exception that cannot be formatted
@@ -86,9 +87,11 @@ def trace_of(error: BaseException, code: CodeType | None = None) -> str:
     return cut(str.encode(text, "utf-8", "replace").decode(), MAX_TRACE_CHARS)
 
 
-def _formatted(error: BaseException, code: CodeType | None) -> str:
+def _formatted(error: BaseException, code: CodeType | None, has_returned: bool) -> str:
     """The traceback as Python writes it."""
     frames = list(_handler_frames(error))
+    if has_returned and all(map(_is_ours, frames)):
+        frames = []
     shown = _ends_of(frames)
     trace = None
     for each in reversed(shown):
@@ -97,8 +100,7 @@ def _formatted(error: BaseException, code: CodeType | None) -> str:
     formatter = traceback.TracebackException(type(error), error, trace, limit=-_MAX_FRAMES, compact=True)
     if code is not None:
         place = traceback.FrameSummary(code.co_filename, code.co_firstlineno, code.co_name)
-        others = [] if all(map(_is_ours, frames)) else formatter.stack
-        formatter.stack = traceback.StackSummary.from_list([place, *others])
+        formatter.stack = traceback.StackSummary.from_list([place, *formatter.stack])
     lines = formatter.format(chain=not _is_cause_ours(error))
     text = "".join([cut(line, MAX_TEXT_CHARS) for line in lines])
     if len(frames) > len(shown):

@@ -1,22 +1,25 @@
 """A map over arrays by pools of two processes: ours, and those that programs use, each with its own defaults.
 
 Every item is a new array, and every result is looked at and let go. What is given is the time of a whole map by the
-number of its items, in turns. Peers that are not installed are left out. Beside that: one tensor to four workers.
+number of its items, in turns. Peers that are not installed are left out. Beside that: one tensor to four workers, and
+results of one worker in requests to another.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from tr_mmap import SessionPool
+from tr_mmap import PythonSession, SessionPool
 
 from ..stats import summarise
 
@@ -29,6 +32,10 @@ _SIZES: Final = {1 << 10: 4000, 1 << 20: 200}  # bytes of an array, and how many
 _ROUNDS: Final = 7
 _READERS: Final = 4
 _BROADCAST_NBYTES: Final = 64 << 20
+_WORKER: Final = str(Path(__file__).parents[1] / "peers" / "ours_worker.py")
+_HANDED_NBYTES: Final = (1 << 10, 64 << 20)
+_HAND_OVERS: Final = 30  # in each round
+_WARM: Final = 20
 
 
 def square(x: Any) -> Any:
@@ -140,6 +147,28 @@ def _broadcasts(rounds: int) -> dict[str, Any]:
     return {name: summarise(each).to_json() for name, each in samples.items()}
 
 
+def _hand_overs(rounds: int) -> dict[str, Any]:
+    """The time of a request to a second worker with a result of a first one, which makes a new one each time."""
+    samples: dict[int, list[int]] = {nbytes: [] for nbytes in _HANDED_NBYTES}
+    with ExitStack() as stack:
+        names = [f"bench-{os.getpid()}-{name}" for name in ("first", "second")]
+        first, second = (stack.enter_context(PythonSession(_WORKER, name, quiet_mode=True)) for name in names)
+        sources = {nbytes: first.empty(nbytes // 4, "float32") for nbytes in samples}
+        for source in sources.values():
+            source[...] = 1.0
+        for number in range(_WARM + rounds * _HAND_OVERS):
+            for nbytes, times in samples.items():
+                result = first.calculate("ends", sources[nbytes])
+                began = time.perf_counter_ns()
+                ends = second.calculate("ends", result)
+                took = time.perf_counter_ns() - began
+                if ends.shape != result.shape or ends[0] != 3.0 or ends[-1] != 3.0:  # each worker adds 1
+                    raise RuntimeError("a worker was given another result")
+                if number >= _WARM:
+                    times.append(took)
+    return {str(nbytes): summarise(each).to_json() for nbytes, each in samples.items()}
+
+
 def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
     rounds = 2 if quick else _ROUNDS
     found: dict[str, Any] = {"workers": _WORKERS, "absent": []}
@@ -164,4 +193,6 @@ def run(quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
             found[str(nbytes)] = {name: summarise(each).to_json() for name, each in samples.items()}
     say(f"pool: one tensor to {_READERS} workers")
     found["broadcast"] = _broadcasts(rounds)
+    say("pool: results of one worker in requests to another")
+    found["handed_on"] = _hand_overs(rounds)
     return found

@@ -141,6 +141,8 @@ class ReaderSegment(LeaseWords):
         is_pinned: a forked child may use a view for ever, so the lease is never released.
         is_recent: a view was made since somebody cleared this.
         is_givable: other processes may read it too, each with a lease line.
+        is_orphan: its owner has ended.
+        links: names of its file, which the extension removes with it: paths, by who has made them.
     """
 
     __slots__ = (
@@ -150,8 +152,10 @@ class ReaderSegment(LeaseWords):
         "_layout",
         "_layout_seq",
         "is_givable",
+        "is_orphan",
         "is_pinned",
         "is_recent",
+        "links",
         "spare",
     )
 
@@ -166,6 +170,8 @@ class ReaderSegment(LeaseWords):
         self.is_pinned = False
         self.is_recent = False
         self.is_givable = False
+        self.is_orphan = False
+        self.links: dict[int, bytes] | None = None
 
     @property
     def views(self) -> int:
