@@ -59,12 +59,12 @@ class CountingTurn(Turn):
 class Pair:
     """Both ends of a session in one process, by either way."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, views: str | None = None) -> None:
         self.directory = directory
         self.controller = MappedChannel.create(directory)
         self.worker = MappedChannel.attach(directory, self.controller.doorbells)
-        self.asking = SegmentControllerTransfer(directory, OPTIONS)
-        self.answering = SegmentWorkerTransfer(directory, OPTIONS)
+        self.asking = SegmentControllerTransfer(directory, OPTIONS, views)
+        self.answering = SegmentWorkerTransfer(directory, OPTIONS, views)
         self.asking.worker_started(never)
         self.deaths: list[int] = []
         self.in_flight: dict[int, Pending] = {}
@@ -96,9 +96,9 @@ class Pair:
         self.counters.seq += 1
         return self.counters.seq
 
-    def send(self, message: Any, tensors: Any = ()) -> Pending | None:
+    def send(self, message: Any, tensors: Any = (), framework: str = "numpy") -> Pending | None:
         """Send a request by the fast path; None if it is left to the slow path, and nothing was sent."""
-        pending: Pending = Pending(message, "numpy")
+        pending: Pending = Pending(message, framework)
         before = self.counters.seq
         is_sent = self.controller_path.send(pending, tensors)
         assert is_sent == (self.counters.seq == before + 1) == (self.in_flight.get(before + 1) is pending)
@@ -170,14 +170,14 @@ class Pair:
         assert (answer, is_known, error) == (Reply(), None, None)
         return request
 
-    def pass_by_slow_path(self, tensors: tuple[Any, ...]) -> None:
+    def pass_by_slow_path(self, tensors: tuple[Any, ...], framework: str = "numpy") -> None:
         """So that both sides know how such tensors lie."""
         pending = self.send_slowly("echo", tensors)
         request = decode_request(self.worker.receive(0, never) or b"")
         self.answering.consumed(self.worker.responses_consumed())
         self.answering.begin(request)
         self.worker.advance_status(Status.BUSY)
-        views = [self.answering.fetch(tag, "numpy") for tag in request.parameters.split()]
+        views = [self.answering.fetch(tag, framework) for tag in request.parameters.split()]
         self.answering.publish(views)
         del views
         refs = self.answering.end(request, True)
@@ -186,7 +186,7 @@ class Pair:
         self.worker.send(Response(pending.seq, "echo", "ok", "", 1, refs))
         self.answering.responded(order)
         for ref in decode_response(self.answer() or b"").tensors:
-            self.asking.receive(ref, "numpy")
+            self.asking.receive(ref, framework)
         self.forget()
         self.answering.consumed(self.worker.responses_consumed())
 

@@ -72,7 +72,7 @@ class World(Values):
         bells = [semaphore(), semaphore()]
         # No others are made: a signal handler that raised would leave a name in the system.
         native_objects.semaphore = lambda: self.random.choice(bells)  # type: ignore[assignment]
-        common = [0.001, pool, mapped, held]
+        common = [0.001, pool, mapped, held, (False, True)]
         asked = traffic()
         asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, shown, *asked]
         self.paths = [n.ControllerFastPath(*asking)]
@@ -224,7 +224,7 @@ class World(Values):
         asking.send(pending, tensors)
         self.deaths.append(1)
         self.keep(answering.serve(Server(Callback(self))))
-        self.keep(answering.quick_fetch(self.random.choice(["a", "$0 a", "a,b", " a "])))
+        self.keep(answering.quick_fetch(self.random.choice(["a", "$0 a", "a,b", " a "]), "numpy"))
         self.keep(answering.quick_send(self.random.choice([tensors, self.tensor()])))
         self.keep(asking.consume())
         self.keep(asking.call("run", tensors, 0, "numpy"))

@@ -183,7 +183,8 @@ class Ends:
         self.asked.append(self.pair.send(message, tensors) or self.pair.send_slowly(message, tensors))
 
     def handle(self, reply: Any) -> object:
-        for view in self.pair.worker_path.quick_fetch(self.random.choice(["$0", "$0 $1", "a"])) or []:
+        words, framework = self.random.choice(["$0", "$0 $1", "a"]), self.random.choice(["numpy", "torch"])
+        for view in self.pair.worker_path.quick_fetch(words, framework) or []:
             self.use(view)
         if self.random.random() < 0.5:
             tensor = self.random.choice(TENSORS)

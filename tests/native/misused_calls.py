@@ -356,7 +356,7 @@ def a_ref_that_drops_its_tag_when_it_is_read() -> None:
 
     path = n.WorkerFastPath(*arguments)
     tags["a"] = Dropping()
-    print(path.quick_fetch("a"), tags)
+    print(path.quick_fetch("a", "numpy"), tags)
 
 
 def a_ref_whose_end_drops_all_tags() -> None:

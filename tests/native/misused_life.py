@@ -201,7 +201,7 @@ def objects_in_a_forked_child() -> None:
             worker.serve(Server()),
             lists.quick_publish(zeros),
             lists.quick_publish(zeros, []),
-            lists.quick_loan((4,), "float32"),
+            lists.quick_loan((4,), "float32", "numpy"),
         ]
         os._exit(0 if outcome == [False, True, *[None] * 5] else 1)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -325,10 +325,10 @@ def allocations_that_fail() -> None:
         assert (segment.holds, free) == (0, [segment]), (segment.holds, free)
 
     each_allocation_failing(lambda: lists.quick_publish(zeros, held), published)
-    each_allocation_failing(lambda: lists.quick_loan((4,), "float32"), published)
+    each_allocation_failing(lambda: lists.quick_loan((4,), "float32", "numpy"), published)
 
     def publish_a_loan() -> None:
-        kept.append(lists.quick_loan((4,), "float32"))
+        kept.append(lists.quick_loan((4,), "float32", "numpy"))
         lists.quick_publish(kept[0], held)
 
     def loan_published() -> None:

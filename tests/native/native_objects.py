@@ -23,9 +23,9 @@ EMPTY_RING = bytes(RING_WORDS_NBYTES) + RING_SLOTS * EMPTY_SLOT.encode().ljust(R
 OFFSET = 4096
 NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
-STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 9, 11, 12, 13, 14, 15  # where they are in worker_arguments()
+STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 10, 12, 13, 14, 15, 16  # where they are in worker_arguments()
 # and in controller_arguments()
-POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 8, 9, 12, 13, 17
+POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 9, 10, 13, 14, 18
 REFUSALS = (
     *(TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError),
     RuntimeWarning,  # CPython's, for a number that an attribute of the extension has no room for
@@ -63,7 +63,7 @@ def ring() -> Any:
 
 def endpoint() -> list[Any]:
     """The first arguments of both fast paths."""
-    return [ring(), ring(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, []]
+    return [ring(), ring(), semaphore(), semaphore(), 1.0, n.FreeLists(), {}, [], (False, True)]
 
 
 def traffic() -> list[Any]:

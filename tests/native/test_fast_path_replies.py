@@ -150,7 +150,7 @@ def test_an_answer_that_nobody_can_use_is_left_to_the_slow_path(pair: Pair, is_a
 def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
     pair.pass_by_slow_path((FLOATS,))
     for number in range(50):
-        loan = pair.asking.quick_loan((8,), "float32") if number % 2 else None
+        loan = pair.asking.quick_loan((8,), "float32", "numpy") if number % 2 else None
         loan = pair.asking.empty((8,), "float32", "numpy") if loan is None else loan
         loan[:] = number
         pending = pair.send("echo", (loan,))
@@ -158,7 +158,7 @@ def test_tensors_go_there_and_back_without_the_slow_path(pair: Pair) -> None:
         del loan
 
         def handle(_: Reply, number: int = number) -> bool:
-            (view,) = pair.worker_path.quick_fetch("$0") or [pair.answering.fetch("$0", "numpy")]
+            (view,) = pair.worker_path.quick_fetch("$0", "numpy") or [pair.answering.fetch("$0", "numpy")]
             assert view.tolist() == [number] * 8
             assert not view.flags.writeable
             assert pair.worker_path.quick_send(view) is True
@@ -188,11 +188,11 @@ def test_tags_that_need_thought_are_left_to_the_slow_path(pair: Pair, words: str
     (ref,) = request.tensors
     pair.answering.tags |= {"a": ref, "b": ref, "gone": TensorRef("gone", ref.segment, ref.seq + 1)}
     pair.answering.tags |= {"liar": TensorRef("liar", ref.segment, 2**80), "unmapped": TensorRef("x", "x.tsr", 1)}
-    assert pair.worker_path.quick_fetch(words) is None
-    found = pair.worker_path.quick_fetch(" a  b a ")
+    assert pair.worker_path.quick_fetch(words, "numpy") is None
+    found = pair.worker_path.quick_fetch(" a  b a ", "numpy")
     assert found is not None
     assert [each.tolist() for each in found] == [FLOATS.tolist()] * 3
-    assert pair.worker_path.quick_fetch("") == pair.worker_path.quick_fetch("  ") == []
+    assert pair.worker_path.quick_fetch("", "numpy") == pair.worker_path.quick_fetch("  ", "numpy") == []
 
 
 @pytest.mark.parametrize("is_tuple", [False, True])

@@ -401,7 +401,7 @@ def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_fast_
     tensor = np.zeros(8, np.float32)
     stock.sides.set_layout()
     view = stock.sides.leased.view(5)
-    for is_taken in (lambda: stock.pool.quick_publish(tensor), lambda: stock.pool.quick_loan(8, "float32")):
+    for is_taken in (lambda: stock.pool.quick_publish(tensor), lambda: stock.pool.quick_loan(8, "float32", "numpy")):
         assert is_taken() is None
         assert [*stock.free_list, *stock.pool.viewed] == [stock.segment]  # perhaps set aside for the pool to look at
         stock.free_list[:] = [stock.segment]
@@ -412,13 +412,13 @@ def test_a_segment_that_somebody_looks_at_or_whose_header_says_other_is_no_fast_
     stock.segment.is_header_current = False
     assert stock.pool.quick_publish(tensor) is None
     stock.segment.clear_layout()
-    assert stock.pool.quick_loan(8, "float32") is None
+    assert stock.pool.quick_loan(8, "float32", "numpy") is None
     assert stock.free_list == [stock.segment]
 
 
 def test_a_loan_like_the_last_goes_round_without_a_copy(native: Any, stock: Stock) -> None:
     for seq, shape in ((6, 8), (7, (8,)), (8, (8,))):
-        loan = stock.pool.quick_loan(shape, "".join(["float", "32"]))
+        loan = stock.pool.quick_loan(shape, "".join(["float", "32"]), "numpy")
         if native is reference:
             assert loan is None
             return
@@ -461,14 +461,14 @@ class Eight(int):
 )
 def test_another_wish_than_the_last_takes_the_slow_path(stock: Stock, shape: Any, dtype: Any) -> None:
     before = stock.state()
-    assert stock.pool.quick_loan(shape, dtype) is None
+    assert stock.pool.quick_loan(shape, dtype, "numpy") is None
     assert stock.state() == before
 
 
 def test_a_pool_that_has_segments_to_give_up_does_that_first(native: Any, stock: Stock) -> None:
     stock.pool.to_retire.append(native.OwnerSegment(memoryview(mmap.mmap(-1, NBYTES))))
     before = stock.state()
-    assert stock.pool.quick_loan(8, "float32") is None
+    assert stock.pool.quick_loan(8, "float32", "numpy") is None
     assert stock.pool.quick_publish(np.zeros(8, np.float32)) is None
     assert stock.state() == before
 

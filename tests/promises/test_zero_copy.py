@@ -194,7 +194,7 @@ def test_an_empty_view_refuses_writes_like_any_other(mapped: PythonSession) -> N
 
 
 def test_writing_to_a_received_torch_tensor_changes_nothing_elsewhere(mapped: PythonSession) -> None:
-    array = np.arange(1000.0)
+    array = np.arange(10_000.0)
     mapped.send_tensor(array, "sent")
     mapped.fetch_response("keep sent kept")
     first = mapped.calculate("echo", torch.from_numpy(array))
@@ -202,7 +202,7 @@ def test_writing_to_a_received_torch_tensor_changes_nothing_elsewhere(mapped: Py
     as_numpy = mapped.fetch_tensor("echo sent")
     mapping = mapping_of_tensor(first)
     first.fill_(-1)
-    assert torch.equal(first, torch.full((1000,), -1.0, dtype=torch.float64))
+    assert torch.equal(first, torch.full((10_000,), -1.0, dtype=torch.float64))
     assert bits(other) == bits(array)
     assert bits(as_numpy) == bits(array)
     on_disk = np.fromfile(mapping.path, np.uint8)
@@ -216,14 +216,14 @@ def test_writing_to_a_received_torch_tensor_changes_nothing_elsewhere(mapped: Py
 
 
 def test_the_worker_writing_to_a_received_torch_tensor_changes_nothing_elsewhere(torch_side: PythonSession) -> None:
-    array = np.ones(1000)
-    loan = torch_side.empty(1000, "float64", "numpy")
+    array = np.ones(10_000)
+    loan = torch_side.empty(10_000, "float64", "numpy")
     loan[...] = 1
     torch_side.send_tensor(array, "sent")
     torch_side.send_tensor(loan, "lent")
     for tag in ("sent", "lent"):
-        assert torch_side.fetch_response(f"scribble {tag}") == "9000.0"
-        assert torch_side.fetch_response(f"sum {tag}") == "1000.0"
+        assert torch_side.fetch_response(f"scribble {tag}") == "90000.0"
+        assert torch_side.fetch_response(f"sum {tag}") == "10000.0"
         assert bits(torch_side.fetch_tensor(f"echo {tag}")) == bits(array)
     assert bits(loan) == bits(array)
     for number in range(10):
@@ -338,12 +338,12 @@ def test_sending_a_loan_copies_nothing(mapped: PythonSession, framework: str) ->
 @FRAMEWORKS
 @pytest.mark.parametrize("how", ["whole", "reshaped", "retyped", "part"])
 def test_sending_a_view_of_a_loan_copies_nothing(mapped: PythonSession, framework: str, how: str) -> None:
-    loan = mapped.empty(4096, "float32", framework)
-    loan[...] = in_framework(np.arange(4096, dtype=np.float32), framework)
+    loan = mapped.empty(65536, "float32", framework)
+    loan[...] = in_framework(np.arange(65536, dtype=np.float32), framework)
     if how == "retyped":
         view = loan.view(np.int32 if framework == "numpy" else torch.int32)
     else:
-        view = {"whole": loan[:], "reshaped": loan.reshape(64, 64), "part": loan[1024:2048]}[how]
+        view = {"whole": loan[:], "reshaped": loan.reshape(256, 256), "part": loan[16384:49152]}[how]
     wanted = bits(view)
     before = mapped.stats().copied_nbytes
     mapped.send_tensor(view, "view")
@@ -376,14 +376,14 @@ def test_a_numpy_loan_is_read_only_once_it_is_sent(mapped: PythonSession) -> Non
 
 
 def test_a_store_into_a_torch_loan_after_sending_stays_here(mapped: PythonSession) -> None:
-    loan = mapped.empty(1000, "float64", "torch")
+    loan = mapped.empty(10_000, "float64", "torch")
     loan.fill_(1)
     mapped.send_tensor(loan, "loan")
     mapped.fetch_response("keep loan store")
     loan.fill_(2)
-    assert torch.equal(loan, torch.full((1000,), 2.0, dtype=torch.float64))
-    assert bits(mapped.fetch_tensor("echo loan")) == bits(np.ones(1000))
-    assert bits(mapped.fetch_tensor("kept store")) == bits(np.ones(1000))
+    assert torch.equal(loan, torch.full((10_000,), 2.0, dtype=torch.float64))
+    assert bits(mapped.fetch_tensor("echo loan")) == bits(np.ones(10_000))
+    assert bits(mapped.fetch_tensor("kept store")) == bits(np.ones(10_000))
     mapped.fetch_response("forget store")
 
 
@@ -392,7 +392,7 @@ def test_a_store_into_a_torch_loan_after_sending_stays_here(mapped: PythonSessio
 def test_no_view_of_a_loan_made_before_it_was_sent_can_change_what_the_worker_sees(
     mapped: PythonSession, framework: str, sent: str
 ) -> None:
-    loan = mapped.empty(1000, "float64", framework)
+    loan = mapped.empty(10_000, "float64", framework)
     loan[...] = 1
     view = loan[10:20]
     whole = loan[:]
@@ -403,35 +403,35 @@ def test_no_view_of_a_loan_made_before_it_was_sent_can_change_what_the_worker_se
         except ValueError:
             pass
     seen = mapped.fetch_tensor("echo loan")
-    assert bits(seen) == bits(np.ones(1000))
+    assert bits(seen) == bits(np.ones(10_000))
 
 
 @FRAMEWORKS
 def test_a_loan_may_be_sent_twice_and_under_two_tags(mapped: PythonSession, framework: str) -> None:
-    loan = mapped.empty(1000, "float64", framework)
+    loan = mapped.empty(10_000, "float64", framework)
     loan[...] = 3
     before = mapped.stats().copied_nbytes
     mapped.send_tensor(loan, "one")
     mapped.send_tensor(loan, "two")
     mapped.send_tensor(loan, "one")
     for tag in ("one", "two", "one"):
-        assert bits(mapped.fetch_tensor(f"echo {tag}")) == bits(np.full(1000, 3.0))
-    assert bits(mapped.calculate("echo", loan)) == bits(np.full(1000, 3.0))
+        assert bits(mapped.fetch_tensor(f"echo {tag}")) == bits(np.full(10_000, 3.0))
+    assert bits(mapped.calculate("echo", loan)) == bits(np.full(10_000, 3.0))
     if framework == "numpy":
         assert mapped.stats().copied_nbytes == before
     mapped.drop_tensor("one")
-    assert bits(mapped.fetch_tensor("echo two")) == bits(np.full(1000, 3.0))
+    assert bits(mapped.fetch_tensor("echo two")) == bits(np.full(10_000, 3.0))
 
 
 @FRAMEWORKS
 def test_a_changed_torch_loan_sent_again_is_what_it_is_now(mapped: PythonSession, framework: str) -> None:
-    loan = mapped.empty(1000, "float64", framework)
+    loan = mapped.empty(10_000, "float64", framework)
     loan[...] = 1
     mapped.send_tensor(loan, "first")
     if framework == "torch":
         loan.fill_(2)
     mapped.send_tensor(loan, "second")
-    assert bits(mapped.fetch_tensor("echo first")) == bits(np.ones(1000))
+    assert bits(mapped.fetch_tensor("echo first")) == bits(np.ones(10_000))
     assert bits(mapped.fetch_tensor("echo second")) == bits(loan)
 
 

@@ -132,19 +132,20 @@ def test_what_a_reader_views_keeps_its_number_so_that_others_may_look_too(shared
 
 @FRAMEWORKS
 def test_fifty_six_readers_look_at_once_and_the_next_one_gets_a_copy(shared: Pool, framework: str) -> None:
-    segment = shared.publish(7)
+    count = 10_000  # a small torch tensor would be copied
+    segment = shared.publish(7, count)
     readers = [shared.reader() for _ in range(MAX_READERS + 1)]
     views = [receive(each, segment, framework) for each in readers]
     assert len(shared.members()) == MAX_READERS
-    assert all(view.tolist() == [7] * 1000 for view in views)
+    assert all(view.tolist() == [7] * count for view in views)
     assert [lease_in(segment, line) for line in range(MAX_READERS)] == [1] * MAX_READERS
     segment.release()
-    assert shared.publish(8) is not segment
+    assert shared.publish(8, count) is not segment
     assert views[-1].flags.writeable is False if framework == "numpy" else True
     del views[:-1]
     shared.settle()
-    assert segment in [shared.publish(9) for _ in range(20)]  # the copy keeps nothing
-    assert views[-1].tolist() == [7] * 1000
+    assert segment in [shared.publish(9, count) for _ in range(20)]  # the copy keeps nothing
+    assert views[-1].tolist() == [7] * count
 
 
 def test_a_line_is_free_again_after_the_last_view_of_a_reader_that_was_closed(shared: Pool) -> None:

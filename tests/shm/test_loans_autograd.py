@@ -15,7 +15,7 @@ from tr_mmap import PythonSession
 from tr_mmap.native import drain
 from tr_mmap.tsr import tensors
 
-COUNT = 1024
+COUNT = 20_480  # a small loan would be copied
 VALUES = list(range(COUNT))
 
 
@@ -162,8 +162,8 @@ server = Server(framework="torch")
 
 
 def filled():
-    loan = server.empty((256, 4))
-    return loan.copy_(torch.arange(1024.0).reshape(256, 4))
+    loan = server.empty((256, 80))
+    return loan.copy_(torch.arange(20480.0).reshape(256, 80))
 
 
 @server.command("inference")
@@ -203,7 +203,7 @@ server.run()
 def test_a_worker_answers_with_loans_that_torch_watches(workspace: Path, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    values = torch.arange(1024.0).reshape(256, 4)
+    values = torch.arange(20480.0).reshape(256, 80)
     with PythonSession(str(script), "watched", True, framework="torch") as session:
         for command in ("inference", "inside", "parameter"):
             assert torch.equal(session.calculate(command, values), values), command
@@ -211,7 +211,7 @@ def test_a_worker_answers_with_loans_that_torch_watches(workspace: Path, tmp_pat
         loan, gradient = session.calculate("grad", values)
         assert torch.equal(loan, values)
         assert gradient.unique().tolist() == [2.0]
-        weights = torch.nn.Parameter(session.empty((256, 4)))
+        weights = torch.nn.Parameter(session.empty((256, 80)))
         fill(weights, 3)
         session.send_tensor(weights, "weights")
         fill(weights, 4)

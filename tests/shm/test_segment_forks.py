@@ -84,9 +84,9 @@ def test_a_forked_child_takes_no_lease_because_it_could_not_release_it(sides: Si
 @pytest.mark.parametrize("is_received_again", [False, True])
 @FRAMEWORKS
 def test_a_view_in_a_forked_child_stays_right(sides: Sides, framework: str, is_received_again: bool) -> None:
-    segment = sides.pool.publish(np.arange(1000))
+    segment = sides.pool.publish(np.arange(10_000))
     view = sides.look(segment, framework)
-    wanted = list(range(1000))
+    wanted = list(range(10_000))
     child = Child(lambda view=view: bool(view.tolist() == wanted))
     del view
     sides.settle()
@@ -98,7 +98,7 @@ def test_a_view_in_a_forked_child_stays_right(sides: Sides, framework: str, is_r
     name = segment.name
     segment.release()
     for number in range(50):
-        assert sides.pass_on(np.full(1000, number), framework).tolist() == [number] * 1000
+        assert sides.pass_on(np.full(10_000, number), framework).tolist() == [number] * 10_000
     assert child.verdict() == 0
     assert name not in os.listdir(sides.directory)
     assert sides.pool.stats().segments == 1

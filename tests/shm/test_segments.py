@@ -114,20 +114,20 @@ def test_one_segment_serves_all_messages_whose_views_die(sides: Sides, framework
 
 @FRAMEWORKS
 def test_a_segment_is_left_alone_for_as_long_as_a_view_lives(sides: Sides, framework: str) -> None:
-    view = sides.pass_on(np.arange(1000), framework)
+    view = sides.pass_on(np.arange(10_000), framework)
     for number in range(20):
-        assert sides.pass_on(np.full(1000, -number), framework).tolist() == [-number] * 1000
-    assert view.tolist() == list(range(1000))
+        assert sides.pass_on(np.full(10_000, -number), framework).tolist() == [-number] * 10_000
+    assert view.tolist() == list(range(10_000))
     part = view[10:20][::2]
     del view
     for number in range(20):
-        assert sides.pass_on(np.full(1000, -number), framework).tolist() == [-number] * 1000
+        assert sides.pass_on(np.full(10_000, -number), framework).tolist() == [-number] * 10_000
     assert part.tolist() == [10, 12, 14, 16, 18]
     assert sides.pool.stats().created == 2
     del part
     sides.settle()
     for number in range(5):
-        sides.pass_on(np.full(1000, -number), framework)
+        sides.pass_on(np.full(10_000, -number), framework)
     assert sides.pool.stats().created == 2
 
 

@@ -9,6 +9,7 @@ from .machine import one_line
 from .peers import OURS, PEERS
 from .peers.servers import SERVERS
 from .peers.stores import STORES
+from .report_calls import calls
 from .stats import format_nbytes, format_ratio, format_us
 
 __all__ = ["compare", "headlines", "in_flight_labels", "table", "to_markdown"]
@@ -122,7 +123,7 @@ def _extras(extras: dict[str, Results]) -> list[str]:
                 for name, each in sorted(found.items(), key=lambda item: item[1]["median_us"])
             ]
             parts += [f"## {title}", table(["", "median", "p99", "n"], lines)]
-    flight = _in_flight(extras.get("in_flight", {}))
+    flight = calls(extras.get("calls", {}), table) + _in_flight(extras.get("in_flight", {}))
     flight += _pool(extras.get("pool", {}))
     return parts + flight + _store(extras.get("store", {})) + _gateway(extras.get("gateway", {}))
 

@@ -125,6 +125,26 @@ def _pool(found: dict[str, Any]) -> list[Verdict]:
     ]
 
 
+def _calls(found: dict[str, Any]) -> list[Verdict]:
+    small, plain = found.get("small", {}), found.get("plain", {})
+    ours, numpys = small.get("torch decorator", {}), small.get("numpy decorator", {})
+    torch = [
+        _bound(f"torch, 1 KiB, {kind}", 1.5, "numpy's", _quotient(ours.get(kind), numpys.get(kind)))
+        for kind in ("copied", "loaned")
+    ]
+    grown = [
+        _bound(
+            f"`x * 1.5`, 64 MiB, {framework}, {how}",
+            limit,
+            "computing it in the caller",
+            _quotient(of.get(call), of.get("here")),
+        )
+        for framework, of in ((each, plain.get(each, {})) for each in ("numpy", "torch"))
+        for call, how, limit in (("tag", "input under a tag", 1.1), ("calculate", "by calculate", 1.4))
+    ]
+    return torch + grown
+
+
 def _in_flight(found: dict[str, Any]) -> list[Verdict]:
     count = found.get("awaits", 10_000)
 
@@ -316,6 +336,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
     return [
         _bound("text round trip", 2.5, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
         *_echo(rows),
+        *_calls(extras.get("calls", {})),
         *_in_flight(extras.get("in_flight", {})),
         *_pool(extras.get("pool", {})),
         *_load(extras.get("files", {})),

@@ -444,8 +444,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         if framework is None:
             framework = self._options.framework
         dispatcher = self._dispatcher or self._open()
-        array = dispatcher.transfer.quick_loan(shape, dtype) if framework == "numpy" else None
-        if array is not None:
-            return array
+        loaned = dispatcher.transfer.quick_loan(shape, dtype, framework)
+        if loaned is not None:
+            return loaned
         dispatcher = self._open()
         return dispatcher.with_room(dispatcher.transfer.empty, shape, dtype, framework)

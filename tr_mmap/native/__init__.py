@@ -24,6 +24,8 @@ room knows bytes, arrays and semaphores; it never knows sessions.
     the word of the status page that says when the worker last worked.
 ``Semaphore``
     an open semaphore: post, or sleep until it is posted.
+``learn_torch``
+    tells the fast paths how torch's tensors of a dtype cross; until then these take the slow path.
 ``has_as_many_colons``
     the quick check that shows for most messages that no key is there twice.
 ``map_file``, ``copy``
@@ -69,6 +71,7 @@ __all__ = [
     "finished",
     "freeze",
     "has_as_many_colons",
+    "learn_torch",
     "loan_of",
     "map_file",
     "quick_load",
@@ -102,6 +105,7 @@ if IS_COMPILED:
             finished,
             freeze,
             has_as_many_colons,
+            learn_torch,
             loan_of,
             map_file,
             quick_load,
@@ -131,6 +135,7 @@ if not IS_COMPILED and not TYPE_CHECKING:
         finished,
         freeze,
         has_as_many_colons,
+        learn_torch,
         loan_of,
         map_file,
         quick_load,

@@ -46,6 +46,13 @@ int array_layout_matches(const ArrayLayout *self, PyObject *array);
  * tensor is there by now; NULL without an exception if its layout is not the one that was set. */
 PyObject *reader_segment_view(PyObject *segment, uint64_t seq);
 
+/* The same, writable as if for torch, which has no read-only tensors: a store into it is SIGSEGV. */
+PyObject *reader_segment_unguarded_view(PyObject *segment, uint64_t seq);
+
+/* An array of the caller's own: a copy of a small tensor; else copy-on-write, over a mapping that an earlier view has
+ * left. NULL also if there is none. */
+PyObject *reader_segment_private(PyObject *segment, uint64_t seq);
+
 /* Whether an array is, or is part of, a view of a segment that others may read too, or a loaded file, and large enough to
  * be handed on. */
 int is_worth_giving(const ModuleState *state, PyObject *array);

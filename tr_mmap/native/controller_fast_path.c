@@ -38,15 +38,15 @@ enum {
 
 static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",       "own",       "peer_doorbell", "own_doorbell",  "slice_s",       "pool",
-                            "mapped",    "held",      "deaths",        "response_type", "status_mirror", "sending",
+                            "mapped",    "held",      "is_private",    "deaths",        "response_type", "status_mirror", "sending",
                             "consuming", "in_flight", "unannounced",   "left",          "aside",         "counters",
                             "links",     NULL};
     const ModuleState *state = self->base.state;
     PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *mirror, *sending, *consuming, *in_flight;
     PyObject *unannounced, *left, *aside, *counters, *links = NULL;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOO!OO!O!O!O!O!O!O!O!|O!", names, parts, parts + 1, parts + 2,
-                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &PyList_Type, &deaths,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OO!O!O!O!O!O!O!O!|O!", names, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, parts + 8, &PyList_Type, &deaths,
                                      &response_type, state->mirror, &mirror, state->turn, &sending, state->turn,
                                      &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyList_Type,
                                      &left, &PyDict_Type, &aside, state->counters, &counters, &PyDict_Type,
@@ -254,12 +254,12 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
 
 /* -- consuming ---------------------------------------------------------------------------------------------------- */
 
-/* Views of all tensors that a message names; NULL if the slow path is needed, with an exception or without. */
-static PyObject *view_all(Endpoint *endpoint, const Message *message) {
+/* All tensors that a message names; NULL if the slow path is needed, with an exception or without. */
+static PyObject *receive_all(Endpoint *endpoint, const Message *message, Framework framework) {
     PyObject *arrays = PyList_New(message->count);
     for (int index = 0; arrays != NULL && index < message->count; index++) {
         PyObject *name = text_of(endpoint, message->tensors[index].segment);
-        PyObject *array = name == NULL ? NULL : endpoint_view(endpoint, name, message->tensors[index].seq);
+        PyObject *array = name == NULL ? NULL : endpoint_receive(endpoint, name, message->tensors[index].seq, framework);
         Py_XDECREF(name);
         if (array == NULL) Py_CLEAR(arrays);
         else PyList_SET_ITEM(arrays, index, array);
@@ -275,9 +275,9 @@ static PyObject *make_response(ControllerFastPath *self, const Message *message)
     return construct(self->response_type, fields, sizeof fields / sizeof *fields);
 }
 
-/* A response and its views, as Python gets them; NULL if the slow path is needed, with an exception or without. */
-static PyObject *make_reply(ControllerFastPath *self, const Message *message) {
-    PyObject *arrays = view_all(&self->base, message);
+/* A response and its tensors, as Python gets them; NULL if the slow path is needed, with an exception or without. */
+static PyObject *make_reply(ControllerFastPath *self, const Message *message, Framework framework) {
+    PyObject *arrays = receive_all(&self->base, message, framework);
     PyObject *response = arrays == NULL ? NULL : make_response(self, message);
     PyObject *reply = response == NULL ? NULL : PyTuple_Pack(2, response, arrays);
     Py_XDECREF(arrays);
@@ -316,11 +316,10 @@ static int consume_next(ControllerFastPath *self) {
         PyObject *found = PyDict_GetItemWithError(self->in_flight, number);
         if (found != NULL && Py_IS_TYPE(found, endpoint->state->pending)) pending = (Pending *)Py_NewRef(found);
     }
-    int is_quick = pending != NULL && !pending->is_abandoned && pending->outcome == NULL &&
-                   (pending->framework == NULL || pending->framework == endpoint->state->names[NUMPY]);
+    int is_quick = pending != NULL && !pending->is_abandoned && pending->outcome == NULL;
     if (is_quick) {
         if (pending->framework == NULL) message.count = 0;
-        reply = make_reply(self, &message); /* other code may run now, and consume this answer, or put one aside */
+        reply = make_reply(self, &message, framework_of(endpoint, pending->framework)); /* other code may run now, and consume this answer, or put one aside */
         if (PyDict_GET_SIZE(self->aside) != 0) Py_CLEAR(reply);
     }
     if (reply != NULL) {
@@ -456,7 +455,7 @@ static PyMethodDef fast_path_methods[] = {
 };
 
 static PyType_Slot controller_fast_path_slots[] = {
-    {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, deaths, "
+    {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, is_private, deaths, "
                 "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, aside, counters, links=None)\n--\n\nThe "
                 "controller's fast path."},
     {Py_tp_new, stateful_new},

@@ -1,5 +1,6 @@
 /* The base of both fast paths: waits for messages, views the peer's segments, releases this side's. Sends nothing. */
 #include "endpoint.h"
+#include "torch_tensors.h"
 
 #include <string.h>
 
@@ -8,7 +9,7 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
     /* NULL for the slice, which is a number */
     PyTypeObject *const types[ENDPOINT_ARGUMENTS] = {
         state->ring, state->ring, state->semaphore, state->semaphore,
-        NULL,                state->free_lists,   &PyDict_Type,     &PyList_Type};
+        NULL,                state->free_lists,   &PyDict_Type,     &PyList_Type, &PyTuple_Type};
     for (int index = 0; index < ENDPOINT_ARGUMENTS; index++)
         if (types[index] != NULL && !PyObject_TypeCheck(arguments[index], types[index])) {
             PyErr_Format(PyExc_TypeError, "a %s is needed, not a %s", types[index]->tp_name,
@@ -20,6 +21,10 @@ int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *sli
         !semaphore_is_initialised(arguments[2]) || !semaphore_is_initialised(arguments[3]) ||
         !free_lists_is_initialised(arguments[5]))
         return -1;
+    if (PyTuple_GET_SIZE(arguments[8]) != FRAMEWORKS) {
+        PyErr_Format(PyExc_ValueError, "whether tensors are private is said for %d frameworks", FRAMEWORKS);
+        return -1;
+    }
     return parse_slice(arguments[4], slice_s);
 }
 
@@ -38,6 +43,8 @@ void endpoint_set(Endpoint *self, PyObject *const *arguments, double slice_s) {
     self->pool = Py_NewRef(arguments[5]);
     self->mapped = Py_NewRef(arguments[6]);
     self->held = Py_NewRef(arguments[7]);
+    for (int index = 0; index < FRAMEWORKS; index++)
+        self->is_private[index] = PyTuple_GET_ITEM(arguments[8], index) == Py_True;
     self->generation = fork_generation;
 }
 
@@ -73,14 +80,24 @@ void endpoint_dealloc(Endpoint *self) {
     Py_TRASHCAN_END
 }
 
-PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq) {
+Framework framework_of(const Endpoint *self, PyObject *name) {
+    PyObject *const *names = self->state->names;
+    if (name == names[NUMPY]) return FRAMEWORK_NUMPY;
+    return name == names[TORCH] ? FRAMEWORK_TORCH : FRAMEWORKS;
+}
+
+PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, Framework framework) {
+    if (framework == FRAMEWORKS || (framework == FRAMEWORK_TORCH && self->state->torch.tensor_type == NULL)) return NULL;
     PyObject *segment = PyDict_GetItemWithError(self->mapped, name);
     if (segment == NULL || !PyObject_TypeCheck(segment, self->state->reader_segment)) return NULL;
     Py_INCREF(segment);
-    PyObject *array = reader_segment_view(segment, seq);
+    PyObject *array;
+    if (self->is_private[framework]) array = reader_segment_private(segment, seq);
+    else if (framework == FRAMEWORK_TORCH) array = reader_segment_unguarded_view(segment, seq);
+    else array = reader_segment_view(segment, seq);
     Py_DECREF(segment);
     if (array == NULL && PyErr_ExceptionMatches(PyExc_LookupError)) PyErr_Clear(); /* the slow path explains more */
-    return array;
+    return framework == FRAMEWORK_TORCH && array != NULL ? torch_tensor_of(self->state, array) : array;
 }
 
 /* -1 with an exception, and then it is still held. */

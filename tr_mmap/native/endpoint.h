@@ -12,6 +12,8 @@ extern PyType_Spec controller_fast_path_spec, endpoint_spec, worker_fast_path_sp
 
 enum { RECENT_TEXTS = 16, MAX_RECENT_NBYTES = 64 };
 
+typedef enum { FRAMEWORK_NUMPY, FRAMEWORK_TORCH, FRAMEWORKS } Framework; /* FRAMEWORKS stands for any other, too */
+
 /* The types of both fast paths begin with it. */
 typedef struct {
     STATEFUL_HEAD
@@ -21,12 +23,13 @@ typedef struct {
     PyObject *pool;                         /* the free lists of this side's segments */
     PyObject *mapped;                       /* a dict: from a name to the peer's segment that is mapped here */
     PyObject *held;                         /* a list: this side's segments that the message in flight names */
+    char is_private[FRAMEWORKS];            /* whether received tensors are this side's own, by framework */
     unsigned generation;                    /* of the process that the channel belongs to */
     PyObject *recent[RECENT_TEXTS];         /* ASCII texts of messages, for the next message often has the same */
 } Endpoint;
 
 /* The first arguments of both types' __init__, in the order of the fields. */
-enum { ENDPOINT_ARGUMENTS = 8 };
+enum { ENDPOINT_ARGUMENTS = 9 };
 
 /* Check them, and read the slice, whose code may run meanwhile; -1 with an exception. */
 int endpoint_parse(const Endpoint *self, PyObject *const *arguments, double *slice_s);
@@ -43,8 +46,11 @@ void endpoint_dealloc(Endpoint *self);
 /* Whether this process was forked from the endpoint's: pages, doorbells and segments are the parent's. */
 static inline int endpoint_is_foreign(const Endpoint *self) { return self->generation != fork_generation; }
 
-/* A view of a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
-PyObject *endpoint_view(const Endpoint *self, PyObject *name, uint64_t seq);
+/* The framework that a name means. */
+Framework framework_of(const Endpoint *self, PyObject *name);
+
+/* The tensor in a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
+PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, Framework framework);
 
 /* Release all segments that are held; -1 with an exception, and then those that were not released are still held. */
 int endpoint_release(Endpoint *self);

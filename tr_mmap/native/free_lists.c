@@ -1,12 +1,14 @@
 /* The type FreeLists: a pool's free segments, and the fast paths for a tensor or a loan of the same layout as an
  * earlier one. Creates and retires no segment, and writes no header: the slow path in Python does. */
 #include "free_lists.h"
+#include "torch_tensors.h"
 
 typedef struct {
     STATEFUL_HEAD
     PyObject *to_retire; /* a list: segments without holds that must not be filled again */
     PyObject *free;      /* a dict: from a capacity to a list of its free segments, the warmest last */
     PyObject *viewed;    /* a list: segments taken off their free list because the reader has a view of them */
+    PyObject *torch_loans; /* a dict, by the address of what was loaned as a torch tensor */
     PyObject *pool_token;
     uint64_t seq;
     size_t takes, copied_nbytes; /* Python may set any count: as unsigned ones they wrap around */
@@ -19,14 +21,15 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
     static char *names[] = {NULL};
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "", names)) return -1;
     PyObject *to_retire = PyList_New(0), *free = to_retire == NULL ? NULL : PyDict_New();
-    PyObject *viewed = free == NULL ? NULL : PyList_New(0);
-    PyObject *pool_token = viewed == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
+    PyObject *viewed = free == NULL ? NULL : PyList_New(0), *torch_loans = viewed == NULL ? NULL : PyDict_New();
+    PyObject *pool_token = torch_loans == NULL ? NULL : PyObject_CallNoArgs((PyObject *)&PyBaseObject_Type);
     int has_run = self->to_retire != NULL, is_complete = pool_token != NULL;
     if (is_complete && !has_run) {
         self->generation = fork_generation;
         self->to_retire = to_retire;
         self->free = free;
         self->viewed = viewed;
+        self->torch_loans = torch_loans;
         self->pool_token = pool_token;
         return 0;
     }
@@ -34,6 +37,7 @@ static int free_lists_init(FreeLists *self, PyObject *arguments, PyObject *keywo
     Py_XDECREF(to_retire);
     Py_XDECREF(free);
     Py_XDECREF(viewed);
+    Py_XDECREF(torch_loans);
     Py_XDECREF(pool_token);
     return -1;
 }
@@ -43,6 +47,7 @@ static int free_lists_traverse(FreeLists *self, visitproc visit, void *arg) {
     Py_VISIT(self->to_retire);
     Py_VISIT(self->free);
     Py_VISIT(self->viewed);
+    Py_VISIT(self->torch_loans);
     Py_VISIT(self->pool_token);
     return 0;
 }
@@ -51,6 +56,7 @@ static int free_lists_clear(FreeLists *self) {
     Py_CLEAR(self->to_retire);
     Py_CLEAR(self->free);
     Py_CLEAR(self->viewed);
+    Py_CLEAR(self->torch_loans);
     Py_CLEAR(self->pool_token);
     return 0;
 }
@@ -257,12 +263,11 @@ static int is_claimed(const FreeLists *self, PyObject *segment, PyObject *array)
 /* A list of segments, held once each, one for each array: those of whole loans, not published yet and not held; the
  * views of tensors of other pools; and for the other arrays those that claim() took. NULL if the slow path is needed, or
  * with an exception; then nothing has changed. */
-static PyObject *claim_all(FreeLists *self, PyObject *tensors, PyObject *links) {
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors), claimed = 0;
+static PyObject *claim_all(FreeLists *self, PyObject *arrays, PyObject *links) {
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays), claimed = 0;
     PyObject *segments = PyList_New(count);
     for (; segments != NULL && claimed < count; claimed++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, claimed);
-        if (!PyArray_CheckExact(array)) break;
+        PyObject *array = PyTuple_GET_ITEM(arrays, claimed);
         OwnerSegment *loaned = find_loan_owner(self->state, array);
         PyObject *segment = loaned == NULL ? Py_XNewRef(find_given(self, array, links)) : NULL;
         if (loaned != NULL) segment = is_whole_loan(self, loaned, array) ? Py_NewRef(loaned) : NULL;
@@ -273,7 +278,7 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors, PyObject *links) 
     if (segments == NULL || claimed == count) return segments;
     while (claimed-- > 0) {
         PyObject *segment = PyList_GET_ITEM(segments, claimed);
-        if (is_claimed(self, segment, PyTuple_GET_ITEM(tensors, claimed))) give_back(self, segment);
+        if (is_claimed(self, segment, PyTuple_GET_ITEM(arrays, claimed))) give_back(self, segment);
     }
     Py_DECREF(segments);
     return NULL;
@@ -282,7 +287,6 @@ static PyObject *claim_all(FreeLists *self, PyObject *tensors, PyObject *links) 
 /* Publish one array, as quick_publish() says: its segment, a new reference; NULL if the slow path is needed, or with an
  * exception. */
 static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *held, int may_share) {
-    if (!PyArray_CheckExact(array)) return NULL;
     OwnerSegment *segment = find_loan_owner(self->state, array);
     int is_loan = segment != NULL;
     if (is_loan && !publish_loan(self, segment, array)) return NULL;
@@ -297,26 +301,23 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
     return NULL;
 }
 
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links) {
-    FreeLists *self = (FreeLists *)free_lists;
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors), loans = 0;
-    if (count == 0) return 1;
-    if (!can_take_fast_path(self)) return 0;
+/* quick_publish_all() for a tuple of arrays. */
+static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held, PyObject *links) {
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays), loans = 0;
     if (count == 1) { /* the usual number, for which no list is needed */
-        PyObject *array = PyTuple_GET_ITEM(tensors, 0);
-        PyObject *view = PyArray_CheckExact(array) ? find_given(self, array, links) : NULL;
+        PyObject *array = PyTuple_GET_ITEM(arrays, 0), *view = find_given(self, array, links);
         if (view != NULL) return PyList_Append(held, view) < 0 ? -1 : 1;
         OwnerSegment *segment = publish_one(self, array, held, 1);
         if (segment == NULL) return PyErr_Occurred() ? -1 : 0;
         Py_DECREF(segment);
         return 1;
     }
-    PyObject *segments = claim_all(self, tensors, links);
+    PyObject *segments = claim_all(self, arrays, links);
     if (segments == NULL) return PyErr_Occurred() ? -1 : 0;
     int code = 1;
     /* The loans first, because one may need the slow path: so nothing is copied for nothing. */
     for (; code > 0 && loans < count; loans++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, loans);
+        PyObject *array = PyTuple_GET_ITEM(arrays, loans);
         if (find_loan_owner(self->state, array) == NULL) continue;
         if (!publish_loan(self, (OwnerSegment *)PyList_GET_ITEM(segments, loans), array)) {
             code = 0;
@@ -328,7 +329,7 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, P
     int is_held = code > 0 && PyList_SetSlice(held, PyList_GET_SIZE(held), PyList_GET_SIZE(held), segments) == 0;
     if (code > 0 && !is_held) code = -1;
     for (Py_ssize_t index = 0; code > 0 && index < count; index++) {
-        PyObject *array = PyTuple_GET_ITEM(tensors, index);
+        PyObject *array = PyTuple_GET_ITEM(arrays, index);
         OwnerSegment *segment = (OwnerSegment *)PyList_GET_ITEM(segments, index);
         if (!is_claimed(self, (PyObject *)segment, array)) continue;
         /* A signal handler or a thread that ran during the copy before this one may have resized the array. */
@@ -336,9 +337,21 @@ int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, P
         else if (fill(self, segment, array) < 0) code = -1;
     }
     for (Py_ssize_t index = 0; code <= 0 && index < count; index++)
-        if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(tensors, index)) == NULL)
+        if (index < loans || find_loan_owner(self->state, PyTuple_GET_ITEM(arrays, index)) == NULL)
             undo_hold(self, PyList_GET_ITEM(segments, index), is_held ? held : NULL);
     Py_DECREF(segments);
+    return code;
+}
+
+int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links) {
+    FreeLists *self = (FreeLists *)free_lists;
+    if (PyTuple_GET_SIZE(tensors) == 0) return 1;
+    if (!can_take_fast_path(self)) return 0;
+    PyObject *arrays = arrays_of_tensors(self->state, tensors, self->torch_loans);
+    if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
+    /* torch may have run code of Python's */
+    int code = can_take_fast_path(self) ? publish_arrays(self, arrays, held, links) : 0;
+    Py_DECREF(arrays);
     return code;
 }
 
@@ -363,27 +376,44 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
         return NULL;
     }
     if (!can_take_fast_path(self)) Py_RETURN_NONE;
-    OwnerSegment *segment = publish_one(self, arguments[0], held, may_share);
+    PyObject *array = array_of_tensor(self->state, arguments[0], self->torch_loans);
+    OwnerSegment *segment = array != NULL && can_take_fast_path(self) ? publish_one(self, array, held, may_share) : NULL;
+    Py_XDECREF(array); /* torch's deleter may run code */
     if (segment != NULL) return (PyObject *)segment;
     return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 }
 
+/* A loaned array as a torch tensor; takes over the reference to the array. NULL with an exception, or if the slow path is
+ * needed. */
+static PyObject *loan_to_torch(FreeLists *self, const OwnerSegment *segment, PyObject *array) {
+    const char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
+    PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
+    if (tensor != NULL && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
+    Py_DECREF(root);
+    return tensor;
+}
+
 PyDoc_STRVAR(quick_loan_doc,
-             "quick_loan(shape, dtype)\n--\n\nLoan a segment that was loaned for the same request before.\n\n"
-             "Returns:\n    The array; None if there is no such segment, or if the slow path is needed.");
+             "quick_loan(shape, dtype, framework)\n--\n\nLoan a segment that was loaned for the same request before.\n\n"
+             "Returns:\n    The array or tensor; None if there is no such segment, or if the slow path is needed.");
 
 static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_ssize_t count) {
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "quick_loan takes a shape and a dtype");
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "quick_loan takes a shape, a dtype and a framework");
         return NULL;
     }
     WantedLoan wanted;
-    if (!can_take_fast_path(self) || !parse_wanted_loan(&wanted, arguments[0], arguments[1])) Py_RETURN_NONE;
+    PyObject *const *names = self->state->names;
+    int is_torch = arguments[2] == names[TORCH] && self->state->torch.tensor_type != NULL;
+    if (!can_take_fast_path(self) || (arguments[2] != names[NUMPY] && !is_torch) ||
+        !parse_wanted_loan(&wanted, arguments[0], arguments[1]))
+        Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);
-    if (segment == NULL) Py_RETURN_NONE;
-    PyObject *array = owner_segment_loan(segment);
+    if (segment == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
+    PyObject *loaned = owner_segment_loan(segment);
+    if (is_torch && loaned != NULL) loaned = loan_to_torch(self, segment, loaned);
     Py_DECREF(segment);
-    return array;
+    return loaned == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : loaned;
 }
 
 static PyMethodDef free_lists_methods[] = {
@@ -397,6 +427,7 @@ static PyMemberDef free_lists_members[] = {
     {"to_retire", T_OBJECT, offsetof(FreeLists, to_retire), READONLY, "segments not to be filled again"},
     {"free", T_OBJECT, offsetof(FreeLists, free), READONLY, "free segments by capacity, the warmest last"},
     {"viewed", T_OBJECT, offsetof(FreeLists, viewed), READONLY, "segments taken off because the reader has a view"},
+    {"torch_loans", T_OBJECT, offsetof(FreeLists, torch_loans), READONLY, "of its torch loans, by address"},
     {"pool_token", T_OBJECT, offsetof(FreeLists, pool_token), READONLY, "what tells its segments from other pools'"},
     {"is_slow_path_running", T_BOOL, offsetof(FreeLists, is_slow_path_running), 0, "whether a thread is in it"},
     {"hands_on", T_BOOL, offsetof(FreeLists, hands_on), 0, "whether tensors of other pools are named, not copied"},

@@ -2,7 +2,10 @@
  * changes a file's size. */
 #include "native.h"
 
+#include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum { RELEASE_GIL_NBYTES = 1 << 20 }; /* from here on unmapping takes long: 10 ms for 256 MiB of touched pages */
 
@@ -86,6 +89,38 @@ PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize
     PyObject_GC_Track(self);
     if (address == MAP_FAILED) Py_CLEAR(self);
     return (PyObject *)self;
+}
+
+/* The argument of an ioctl of /proc/self/pagemap, which the headers of older systems lack; linux/fs.h explains it. */
+typedef struct {
+    uint64_t size, flags, start, end, walk_end, regions, regions_length, max_pages;
+    uint64_t inverted, all_of, any_of, returned;
+} PageScan;
+
+typedef struct {
+    uint64_t start, end, categories;
+} PageRegion;
+
+enum {
+    SCAN_NBYTES = 256 << 10, /* from here on, the answer is worth two calls of the system and a look at each page */
+    PAGE_IS_FILE = 1 << 2,
+    PAGE_IS_PRESENT = 1 << 3,
+    PAGE_IS_SWAPPED = 1 << 4,
+};
+#define SCAN_PAGES _IOWR('f', 16, PageScan)
+
+int has_file_pages_only(const void *address, size_t nbytes) {
+    if (nbytes < SCAN_NBYTES) return 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return 0;
+    PageRegion found;
+    PageScan scan = {.size = sizeof scan, .start = (uintptr_t)address, .regions = (uintptr_t)&found, .regions_length = 1,
+                     .max_pages = 1, .inverted = PAGE_IS_FILE, .all_of = PAGE_IS_FILE,
+                     .any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, .returned = PAGE_IS_PRESENT};
+    scan.end = scan.start + nbytes;
+    int count = ioctl(fd, SCAN_PAGES, &scan);
+    close(fd);
+    return count == 0;
 }
 
 int is_mapping_with_kept(const ModuleState *state, PyObject *object) {

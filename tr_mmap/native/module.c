@@ -4,6 +4,7 @@
 #include "lease_words.h"
 #include "mirror.h"
 #include "sent_results.h"
+#include "torch_tensors.h"
 #include "traffic.h"
 
 #include <pthread.h>
@@ -61,6 +62,7 @@ static PyMethodDef functions[] = {
     {"drain", py_drain, METH_NOARGS, drain_doc},
     {"freeze", py_freeze, METH_O, freeze_doc},
     {"has_as_many_colons", (PyCFunction)(void (*)(void))py_has_as_many_colons, METH_FASTCALL, has_as_many_colons_doc},
+    {"learn_torch", (PyCFunction)(void (*)(void))py_learn_torch, METH_FASTCALL, learn_torch_doc},
     {"loan_of", py_loan_of, METH_O, loan_of_doc},
     {"map_file", py_map_file, METH_VARARGS, map_file_doc},
     {"quick_load", py_quick_load, METH_VARARGS, quick_load_doc},
@@ -115,7 +117,9 @@ static int add_types(PyObject *module, ModuleState *state) {
 
 static int intern_names(ModuleState *state) {
     static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "reply",
-                                                  "main_logic", "parameters", "segment", "seq", "numpy"};
+                                                  "main_logic", "parameters", "segment", "seq", "numpy",
+                                                  "torch", "dtype", "requires_grad", "detach", "numpy", "view",
+                                                  "untyped_storage", "data_ptr", "nbytes", "_cdata"};
     for (int index = 0; index < ATTRIBUTES; index++)
         if ((state->names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
     return 0;
@@ -125,7 +129,7 @@ static int traverse_state(PyObject *module, visitproc visit, void *arg) {
     ModuleState *state = state_of(module);
     for (size_t index = 0; state != NULL && index < sizeof types / sizeof *types; index++)
         Py_VISIT(*type_at(state, types[index].offset));
-    return 0;
+    return state == NULL ? 0 : torch_facts_traverse(&state->torch, visit, arg);
 }
 
 /* There is no m_clear: an object keeps the module, and finds the types there to its end. */
@@ -135,6 +139,7 @@ static void free_state(void *module) {
     for (size_t index = 0; index < sizeof types / sizeof *types; index++)
         Py_CLEAR(*type_at(state, types[index].offset));
     for (int index = 0; index < ATTRIBUTES; index++) Py_CLEAR(state->names[index]);
+    torch_facts_clear(&state->torch);
 }
 
 /* -- the module --------------------------------------------------------------------------------------------------- */

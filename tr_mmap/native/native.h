@@ -33,6 +33,10 @@ extern unsigned fork_generation;
 
 /* Map part of a file; NULL with an OSError. */
 PyObject *map_part(const ModuleState *state, int fd, Py_ssize_t nbytes, Py_ssize_t offset, int is_writable, int is_private);
+/* Whether no page of a copy-on-write mapping was stored to; 0 also if the kernel cannot tell (before Linux 6.7), or if the
+ * mapping is so small that to ask takes longer than it saves. Calls nothing of Python's. */
+int has_file_pages_only(const void *address, size_t nbytes);
+
 /* Whether it is such a mapping, and Python has given it an object to keep. */
 int is_mapping_with_kept(const ModuleState *state, PyObject *object);
 

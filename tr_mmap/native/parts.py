@@ -31,15 +31,15 @@ class TensorParts(NamedTuple):
     """One side of a transfer.
 
     Attributes:
-        endpoint: the pool of this side's segments; the peer's segments that are mapped here, by name; and this side's
-            segments that the message in flight names.
+        endpoint: the pool of this side's segments; the peer's segments that are mapped here, by name; this side's
+            segments that the message in flight names; and whether received tensors are private, of numpy and of torch.
         tags: on the worker's side, where the tensor of each tag is; empty on the controller's side.
         sent: on the worker's side, the results of responses that the controller has not consumed.
         links: on the controller's side, by weak references to segments of other pools: tuples whose first item is the
             name by which the worker can open the segment, or "". What is in use stays.
     """
 
-    endpoint: tuple[FreeLists, dict[str, Any], list[Any]]
+    endpoint: tuple[FreeLists, dict[str, Any], list[Any], tuple[bool, bool]]
     tags: dict[str, Any]
     sent: SentResults | None = None
     links: dict[Any, Any] | None = None

@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "lease_words.h"
 
+#include <sys/mman.h>
 #include <unistd.h>
 
 typedef struct {
@@ -193,9 +194,9 @@ static PyObject *py_set_layout(ReaderSegment *self, PyObject *const *arguments, 
 }
 
 /* An array over the tensor, in a mapping, or in the shared one if that is NULL; takes over the mapping, also when it
- * fails. NULL with a LookupError if another tensor is there by now; NULL without an exception if its layout is not the
+ * fails. The array says that it may be written if `is_writable`. NULL with a LookupError if another tensor is there by now; NULL without an exception if its layout is not the
  * one that was set. */
-static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping) {
+static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapping *mapping, int is_writable) {
     int is_foreign = self->generation != fork_generation; /* a child could not release the lease */
     uint64_t layout_seq = is_foreign ? 0 : acquire_lease(&self->base, seq);
     View *view = NULL;
@@ -215,12 +216,50 @@ static PyObject *view_under_lease(ReaderSegment *self, uint64_t seq, PrivateMapp
     view->mapping = mapping;
     self->views++;
     char *file = mapping == NULL ? self->file.buf : mapping->buffer.buf;
-    return array_layout_view(&self->layout, file, mapping != NULL, (PyObject *)view);
+    return array_layout_view(&self->layout, file, is_writable, (PyObject *)view);
 }
 
 PyObject *reader_segment_view(PyObject *segment, uint64_t seq) {
     ReaderSegment *self = (ReaderSegment *)segment;
-    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL);
+    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL, 0);
+}
+
+PyObject *reader_segment_unguarded_view(PyObject *segment, uint64_t seq) {
+    ReaderSegment *self = (ReaderSegment *)segment;
+    return self->base.live == NULL ? NULL : view_under_lease(self, seq, NULL, 1);
+}
+
+/* Let a mapping show the file again, whatever was stored into it; 0 if that cannot be. Pages into which nothing was stored
+ * are the file's own: if all are, they stay, for to fault them in again takes longer than a copy of them. */
+static int forget_stores(const Py_buffer *buffer) {
+    int is_done;
+    Py_BEGIN_ALLOW_THREADS /* it may have many pages */
+    is_done = has_file_pages_only(buffer->buf, (size_t)buffer->len) ||
+              madvise(buffer->buf, (size_t)buffer->len, MADV_DONTNEED) == 0;
+    Py_END_ALLOW_THREADS
+    return is_done;
+}
+
+PyObject *reader_segment_private(PyObject *segment, uint64_t seq) {
+    ReaderSegment *self = (ReaderSegment *)segment;
+    if (self->base.live == NULL) return NULL;
+    if (self->layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES) {
+        PyObject *array = view_under_lease(self, seq, NULL, 0);
+        PyObject *copied = array == NULL ? NULL : PyArray_NewCopy((PyArrayObject *)array, NPY_CORDER);
+        Py_XDECREF(array);
+        return copied;
+    }
+    PyObject *spare = self->spare;
+    if (spare == NULL || spare == Py_None) return NULL;
+    self->spare = NULL; /* nobody else gets it */
+    PrivateMapping *mapping = hold_mapping(spare, self->file.len);
+    Py_DECREF(spare);
+    if (mapping == NULL) return NULL;
+    if (!forget_stores(&mapping->buffer)) {
+        Py_DECREF(let_go_of_mapping(mapping));
+        return NULL;
+    }
+    return view_under_lease(self, seq, mapping, 1);
 }
 
 PyDoc_STRVAR(view_doc,
@@ -246,7 +285,7 @@ static PyObject *py_view(ReaderSegment *self, PyObject *const *arguments, Py_ssi
         mapping = hold_mapping(arguments[1], self->file.len);
         if (mapping == NULL) return NULL;
     }
-    PyObject *array = view_under_lease(self, seq, mapping);
+    PyObject *array = view_under_lease(self, seq, mapping, mapping != NULL);
     return array == NULL && !PyErr_Occurred() ? Py_NewRef(Py_None) : array;
 }
 

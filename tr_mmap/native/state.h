@@ -18,9 +18,31 @@ enum {
     SEGMENT,    /* of a ref */
     SEQ,        /* of a ref */
     NUMPY,      /* the framework of numpy's arrays */
+    TORCH,      /* that of torch's tensors */
+    DTYPE,      /* of a tensor, as the names that follow */
+    REQUIRES_GRAD,
+    DETACH,
+    AS_NUMPY,
+    VIEW,
+    UNTYPED_STORAGE,
+    STORAGE_ADDRESS, /* of a storage */
+    STORAGE_NBYTES,
+    STORAGE_IDENTITY,
     ATTRIBUTES,
 };
 enum { REPLY_ATTRIBUTES = REPLY };
+
+enum { MAX_TORCH_DTYPES = 32 }; /* more than the table of dtypes has */
+
+/* What Python has told of torch. */
+typedef struct {
+    PyObject *tensor_type, *from_numpy; /* NULL before it has */
+    struct {
+        PyObject *torch, *numpy;           /* the dtype in both frameworks */
+        PyObject *torch_bits, *numpy_bits; /* numbers of the same size, as which its elements cross; NULL for none */
+    } dtypes[MAX_TORCH_DTYPES];
+    int count;
+} TorchFacts;
 
 typedef struct {
     PyObject *module; /* whose state this is; borrowed */
@@ -28,6 +50,7 @@ typedef struct {
         *mirror, *owner_segment, *pending, *reader_segment, *semaphore,
         *sent_results, *turn, *view, *worker_fast_path;
     PyObject *names[ATTRIBUTES];
+    TorchFacts torch;
 } ModuleState;
 
 /* The types whose code needs the module's state begin with this: to look it up at each call would take longer. */

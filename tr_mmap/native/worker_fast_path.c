@@ -4,6 +4,7 @@
 #include "endpoint.h"
 #include "mirror.h"
 #include "sent_results.h"
+#include "torch_tensors.h"
 
 #include <math.h>
 #include <string.h>
@@ -24,14 +25,14 @@ typedef struct {
 
 static int fast_path_init(WorkerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *keys[] = {"out",    "own",    "peer_doorbell", "own_doorbell", "slice_s",
-                           "pool",   "mapped", "held",          "status",       "status_mirror",
+                           "pool",   "mapped", "held",          "is_private",   "status", "status_mirror",
                            "by_hand", "tags", "deaths", "request_type", "ref_type", "reply_type", "sent", NULL};
     PyObject *parts[ENDPOINT_ARGUMENTS], *status, *mirror, *by_hand, *tags, *deaths, *request_type, *ref_type, *reply_type;
     PyObject *sent;
     double slice_s;
     Py_buffer status_buffer;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!O!O!O!OOOO!", keys, parts, parts + 1, parts + 2,
-                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, &status,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOOO!O!O!O!OOOO!", keys, parts, parts + 1, parts + 2,
+                                     parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, parts + 8, &status,
                                      self->base.state->mirror, &mirror, &PyList_Type, &by_hand, &PyDict_Type, &tags, &PyList_Type, &deaths,
                                      &request_type, &ref_type, &reply_type, self->base.state->sent_results, &sent) ||
         !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
@@ -252,8 +253,8 @@ static PyObject *take_request(WorkerFastPath *self, Message *message, PyObject *
 
 /* -- the request's tensors ---------------------------------------------------------------------------------------- */
 
-/* A view of the tensor of a tag; NULL if the slow path is needed, with an exception or without. */
-static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
+/* The tensor of a tag; NULL if the slow path is needed, with an exception or without. */
+static PyObject *fetch(const WorkerFastPath *self, PyObject *tag, Framework framework) {
     PyObject *ref = Py_XNewRef(PyDict_GetItemWithError(self->tags, tag));
     if (ref == NULL) return NULL;
     PyObject *const *names = self->base.state->names;
@@ -264,7 +265,7 @@ static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
     if (name != NULL && number != NULL && PyUnicode_CheckExact(name) && PyLong_CheckExact(number)) {
         uint64_t seq = PyLong_AsUnsignedLongLong(number);
         if (seq == UINT64_MAX && PyErr_Occurred()) PyErr_Clear();
-        else array = endpoint_view(&self->base, name, seq);
+        else array = endpoint_receive(&self->base, name, seq, framework);
     }
     Py_XDECREF(name);
     Py_XDECREF(number);
@@ -272,14 +273,19 @@ static PyObject *fetch(const WorkerFastPath *self, PyObject *tag) {
 }
 
 PyDoc_STRVAR(quick_fetch_doc,
-             "quick_fetch(parameters)\n--\n\nViews of the tensors whose tags are the words of a text.\n\nReturns:\n"
+             "quick_fetch(parameters, framework)\n--\n\nThe tensors whose tags are the words of a text.\n\nReturns:\n"
              "    A list; None if the slow path is needed: for an unknown tag, a comma, a tensor not mapped yet.");
 
-static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
+static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *const *arguments, Py_ssize_t count) {
     Span words;
     if (!is_initialised(self)) return NULL;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "quick_fetch takes a text and a framework");
+        return NULL;
+    }
     touch(self);
-    if (!span_of(parameters, &words)) Py_RETURN_NONE;
+    Framework framework = framework_of(&self->base, arguments[1]);
+    if (!span_of(arguments[0], &words)) Py_RETURN_NONE;
     const char *at = words.text, *end = at + words.nbytes;
     PyObject *arrays = PyList_New(0);
     while (arrays != NULL) {
@@ -290,7 +296,7 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
         PyObject *array = NULL;
         if (at == end || *at == ' ') { /* else the slow path splits the text in another way */
             PyObject *tag = text_of(&self->base, (Span){first, at - first});
-            array = tag == NULL ? NULL : fetch(self, tag);
+            array = tag == NULL ? NULL : fetch(self, tag, framework);
             Py_XDECREF(tag);
         }
         if (array == NULL || PyList_Append(arrays, array) < 0) Py_CLEAR(arrays);
@@ -302,18 +308,19 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *parameters) {
 /* -- the reply ---------------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(quick_send_doc,
-             "quick_send(result, /)\n--\n\nAdd an array, or a tuple of arrays, to the response to the request at hand.\n\n"
+             "quick_send(result, /)\n--\n\nAdd a tensor, or a tuple of tensors, to the response to the request at hand.\n\n"
              "Returns:\n"
-             "    True; None if the slow path is needed, and then nothing was added: each array must be a whole loan, or\n"
+             "    True; None if the slow path is needed, and then nothing was added: each tensor must be a whole loan, or\n"
              "    of the layout of one before.");
 
 static PyObject *py_quick_send(WorkerFastPath *self, PyObject *result) {
     if (!is_initialised(self)) return NULL;
-    if (self->is_foreign || !(PyArray_CheckExact(result) || PyTuple_CheckExact(result))) Py_RETURN_NONE;
+    int is_one = PyArray_CheckExact(result) || is_torch_tensor(self->base.state, result);
+    if (self->is_foreign || !(is_one || PyTuple_CheckExact(result))) Py_RETURN_NONE;
     touch(self);
-    PyObject *arrays = PyTuple_CheckExact(result) ? Py_NewRef(result) : PyTuple_Pack(1, result);
-    int code = arrays == NULL ? -1 : quick_publish_all(self->base.pool, arrays, self->base.held, NULL);
-    Py_XDECREF(arrays);
+    PyObject *tensors = is_one ? PyTuple_Pack(1, result) : Py_NewRef(result);
+    int code = tensors == NULL ? -1 : quick_publish_all(self->base.pool, tensors, self->base.held, NULL);
+    Py_XDECREF(tensors);
     if (code < 0) return NULL;
     return Py_NewRef(code > 0 ? Py_True : Py_None);
 }
@@ -417,7 +424,7 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *context) {
 
 static PyMethodDef fast_path_methods[] = {
     {"serve", (PyCFunction)py_serve, METH_O, serve_doc},
-    {"quick_fetch", (PyCFunction)py_quick_fetch, METH_O, quick_fetch_doc},
+    {"quick_fetch", (PyCFunction)(void (*)(void))py_quick_fetch, METH_FASTCALL, quick_fetch_doc},
     {"quick_send", (PyCFunction)py_quick_send, METH_O, quick_send_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -429,7 +436,7 @@ static PyMemberDef fast_path_members[] = {
 };
 
 static PyType_Slot worker_fast_path_slots[] = {
-    {Py_tp_doc, "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, status, "
+    {Py_tp_doc, "WorkerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, is_private, status, "
                 "status_mirror, by_hand, tags, deaths, request_type, ref_type, reply_type)\n--\n\nThe worker's fast path."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, fast_path_init},

@@ -143,7 +143,7 @@ class Worker:
             OutOfSpace, SystemLimit: no room.
         """
         transfer = self.session._open().transfer
-        quick = transfer.quick_loan(source.shape, dtype.name)
+        quick = transfer.quick_loan(source.shape, dtype.name, "numpy")
         loan: np.ndarray[Any, Any] = transfer.empty(source.shape, dtype.name, "numpy") if quick is None else quick
         copy(loan.reshape(-1).view(np.uint8), 0, source, True)  # no view may be left when it is sent
         return loan

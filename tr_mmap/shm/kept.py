@@ -67,7 +67,7 @@ class KeptSegments(FreeLists, ForkAware):
         self.is_reader_gone: Callable[[], bool] = bool  # False, until there is a reader
         self.pause: Callable[[float], None] = time.sleep
         self._awaiting: dict[int, deque[Segment]] = {}  # by key, the longest not looked at first
-        self._torch_loans = TorchLoans()
+        self._torch_loans = TorchLoans(self.torch_loans)
         self._nbytes = 0
         self._small = 0  # segments that decide how many slots the next slab has
         self._created = 0

@@ -81,11 +81,15 @@ def _describe(shape: tuple[int, ...], dtype: Any) -> tuple[Layout, int]:
 
 
 class TorchLoans:
-    """The loans of one pool that are torch tensors. The address of its storage identifies each."""
+    """The loans of one pool that are torch tensors. The address of its storage identifies each.
 
-    def __init__(self) -> None:
-        # By address of the data: the storage object's own address, and a weak reference to the array it keeps alive.
-        self._by_address: dict[int, tuple[int, weakref.ref[np.ndarray[Any, Any]]]] = {}
+    Args:
+        by_address: where to note them: by the address of the data, the storage object's own address, and a weak
+            reference to the array that the storage keeps alive.
+    """
+
+    def __init__(self, by_address: dict[int, tuple[int, weakref.ref[np.ndarray[Any, Any]]]]) -> None:
+        self._by_address = by_address
 
     def loan(self, segment: Segment) -> Any:
         """A tensor over the segment, of the layout that was set."""

@@ -20,6 +20,7 @@ from ..tsr import header as tsr_header
 from ..tsr import tensors
 from ..tsr.framework_names import check_framework_name
 from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LEASE_FREE, LIVE_OFFSET, V2_HEADER_NBYTES
+from ..wire.segments import PRIVATE_COPY_NBYTES
 from .apart import CopiedTensor, StoreApart
 from .loans import describe, forbid_writing, layout_of
 from .segment import Layout, Segment
@@ -96,9 +97,12 @@ class SegmentPool(StoreApart):
 
     def _publish_loan(self, tensor: Any) -> Segment | None:
         """Publish a loan without a copy; None if the tensor is no loan of ours, or must be copied."""
-        segment: Segment | None = loan_of(tensor) if isinstance(tensor, np.ndarray) else self._torch_loans.find(tensor)
+        is_torch = not isinstance(tensor, np.ndarray)
+        segment: Segment | None = self._torch_loans.find(tensor) if is_torch else loan_of(tensor)
         if segment is None or segment.pool_token is not self.pool_token:
             return None
+        if is_torch and tensor.nbytes <= PRIVATE_COPY_NBYTES:
+            return None  # to copy it takes less time than to make the borrower's memory copy-on-write
         layout = layout_of(tensor, segment)
         if layout is None:
             return None
@@ -167,10 +171,9 @@ class SegmentPool(StoreApart):
             SystemLimit: no mapping or descriptor can be had.
             SessionNotStarted: this is a child of the pool's process.
         """
-        if framework == "numpy":
-            array = self.quick_loan(shape, dtype)
-            if array is not None:
-                return array
+        loaned = self.quick_loan(shape, dtype, framework)
+        if loaned is not None:
+            return loaned
         self.check_own()
         # Keep the former value, because a signal handler may come here in the middle of the slow path.
         was_running, self.is_slow_path_running = self.is_slow_path_running, True

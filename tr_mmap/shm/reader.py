@@ -31,7 +31,7 @@ from ..wire.header import (
     SEQ_WORD,
 )
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
-from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED
+from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED, PRIVATE_COPY_NBYTES
 from .mapped import MappedFile, MappedSegment, Source
 from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
@@ -53,6 +53,7 @@ class SegmentReader(ForkAware):
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
+        are_private: whether received tensors are this process's own, of numpy and of torch.
     """
 
     def __init__(
@@ -68,7 +69,8 @@ class SegmentReader(ForkAware):
         # By inode and slot: two objects of one segment would release each other's lease.
         self._given: WeakValueDictionary[tuple[int, int], MappedSegment] = WeakValueDictionary()
         self._verify = verify
-        self._views = views
+        is_own = [each != "numpy" if views is None else views == "copy_on_write" for each in ("numpy", "torch")]
+        self.are_private = is_own[0], is_own[1]
         self._order: deque[MappedSegment] = deque()  # as _forget_some looks at them: the next one first
         self._slabs: WeakValueDictionary[tuple[str, int], MappedFile] = WeakValueDictionary()  # by name and slots
 
@@ -76,8 +78,8 @@ class SegmentReader(ForkAware):
         """A view of the tensor; the segment is not filled again while this view, or a view of it, lives.
 
         A read-only view lies over the shared mapping; a store into a torch tensor of that kind is SIGSEGV. A
-        copy-on-write view lies over a private mapping of its own, and a store into it stays in this process. For a
-        slot of a slab it is a copy instead, because a mapping of the whole file would cost more.
+        copy-on-write view lies over a private mapping of its own, and a store into it stays in this process. A small
+        tensor is copied instead, because a mapping would cost more.
 
         Args:
             name: of the segment's file.
@@ -104,24 +106,17 @@ class SegmentReader(ForkAware):
                 return self._copy(name, seq, framework, tag)
             segment = self._map(name, seq, tag, line)
         is_private = self.makes_private(framework)
-        private = self._map_private(segment, seq, tag) if is_private and not segment.is_slot else None
-        try:
-            array = segment.view(seq, private)
-            if array is None:  # its layout has changed
-                self._decode(segment, seq)
-                array = segment.view(seq, private)
-        except LookupError:
-            array = None
-        if array is None:
-            raise _stale(name, seq, tag)
+        array = self._view(segment, seq, tag)
         if self._verify:
             try:
                 _check_payload(segment)
             except BaseException:
                 array = None  # else a traceback that is kept would keep the lease
                 raise
-        if is_private and private is None:
+        if is_private and array.nbytes <= PRIVATE_COPY_NBYTES:
             array = array.copy()
+        elif is_private:  # made while the first view holds the lease
+            array = self._view(segment, seq, tag, self._map_private(segment, seq, tag))
         if framework == "numpy":
             return array
         assert segment.header is not None
@@ -130,7 +125,20 @@ class SegmentReader(ForkAware):
 
     def makes_private(self, framework: str) -> bool:
         """Whether the views in a framework are copy-on-write."""
-        return framework != "numpy" if self._views is None else self._views == "copy_on_write"
+        return self.are_private[framework != "numpy"]
+
+    def _view(self, segment: MappedSegment, seq: int, tag: str, private: memoryview | None = None) -> Any:
+        """An array over the tensor that was published under a number, in a private mapping or in the shared one."""
+        try:
+            array = segment.view(seq, private)
+            if array is None:  # its layout has changed
+                self._decode(segment, seq)
+                array = segment.view(seq, private)
+        except LookupError:
+            array = None
+        if array is None:
+            raise _stale(segment.name, seq, tag)
+        return array
 
     def _place_of_pool(self, name: str) -> tuple[system.KnownDir, str]:
         """Where a segment's file is, and the stem of its page of readers; "" if it is read as the session's own."""

@@ -17,7 +17,7 @@ from ..shm.stats import PoolStats, ReaderStats
 
 __all__ = ["ControllerTransfer", "Draft", "WorkerTransfer"]
 
-QuickLoan = Callable[[Any, Any], Any]
+QuickLoan = Callable[[Any, Any, str], Any]
 
 
 class Draft(NamedTuple):
@@ -36,7 +36,7 @@ class Draft(NamedTuple):
     form: str = ""
 
 
-def _no_loan(shape: Any, dtype: Any) -> Any:  # noqa: ARG001
+def _no_loan(shape: Any, dtype: Any, framework: str) -> Any:  # noqa: ARG001
     return None
 
 
@@ -46,14 +46,11 @@ class WorkerTransfer(ABC):
     Attributes:
         tags: the tags that name a tensor now.
         results: where the tensors are that were published since ``begin``.
-        has_quick_views: fetched numpy arrays are read-only views, as the compiled fast path makes them.
-        quick_loan: the fast path of ``empty`` for numpy: an array for a shape and a dtype; None if the slow path is
-            needed.
+        quick_loan: the fast path of ``empty``; None if the slow path is needed.
     """
 
     tags: Container[str]
     results: list[TensorRef]
-    has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
     @abstractmethod
@@ -148,7 +145,7 @@ class ControllerTransfer(ABC):
         decode: parses a response's text; ``receive`` takes the elements of its ``tensors``.
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
-        has_quick_views, quick_loan: as in :class:`WorkerTransfer`.
+        quick_loan: as in :class:`WorkerTransfer`.
         left: what tags have left, and the worker may still read.
         has_request_in_flight: tells whether there is such a request.
         next_order: tells how many requests the worker may have been sent so far.
@@ -166,7 +163,6 @@ class ControllerTransfer(ABC):
     fast_holds: Callable[[], list[list[Any]]]
     keeps_memory = False
     pool_directory = ""
-    has_quick_views = True
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
     def __init__(self) -> None:

@@ -55,7 +55,6 @@ class SegmentWorkerTransfer(WorkerTransfer):
         self._has_checksum = options.checksum
         self._lock = threading.RLock()
         self._reader = SegmentReader(directory, verify=options.checksum, views=views, shared=shared)
-        self.has_quick_views = not self._reader.makes_private("numpy")
         self._pool = _pool(directory, RESULT_PREFIX, options, has_lines=bool(shared))
         self.quick_loan = self._pool.quick_loan
         self.tags: MutableMapping[str, TensorRef] = {}
@@ -67,7 +66,8 @@ class SegmentWorkerTransfer(WorkerTransfer):
         if self._has_checksum:
             return None
         assert isinstance(self.tags, dict)
-        return TensorParts((self._pool, self._reader.mapped, self._segments), self.tags, self._sent)
+        endpoint = self._pool, self._reader.mapped, self._segments, self._reader.are_private
+        return TensorParts(endpoint, self.tags, self._sent)
 
     @property
     def results(self) -> list[TensorRef]:  # type: ignore[override] # no caller sets it
@@ -195,7 +195,6 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._given = GivenTensors(directory)
         self.quick_loan = self._pool.quick_loan
         self._reader = self._new_reader()  # of the running worker, or of the last one
-        self.has_quick_views = not self._reader.makes_private("numpy")
 
     def holds(self) -> Iterator[Segment]:
         yield from (each for each in self._tags.segments() if isinstance(each, Segment))
@@ -217,9 +216,10 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._given.remove_gone()
 
     def fast_path_parts(self) -> TensorParts | None:
-        if self._has_checksum or not self.has_quick_views:
+        if self._has_checksum:
             return None
-        return TensorParts((self._pool, self._reader.mapped, self._fast_held), {}, links=self._given.links)
+        endpoint = self._pool, self._reader.mapped, self._fast_held, self._reader.are_private
+        return TensorParts(endpoint, {}, links=self._given.links)
 
     def put(self, tag: str, tensor: Any) -> None:
         self._put(tag, self._copied(tensor))

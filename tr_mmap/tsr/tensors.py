@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import numpy as np
 
-from ..errors import UnsupportedTensor
-from ..native import copy
+from ..errors import MissingPackage, UnsupportedTensor
+from ..native import copy, learn_torch
 from ..wire.header import MAX_NDIM
 from .dtypes import DType, by_name, from_numpy, from_torch
 from .framework_names import check_framework_name
@@ -44,6 +44,8 @@ _IS_LITTLE: Final = sys.byteorder == "little"
 _BITS: Final[dict[DType, np.dtype[Any]]] = {by_name("bfloat16"): np.dtype("<u2")} | {
     by_name(f"float8_{kind}"): np.dtype("u1") for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
 }
+
+_told: Final[set[DType]] = set()  # the fast paths know how these cross
 
 
 def to_array(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
@@ -203,6 +205,7 @@ def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
 
     if array.size == 0:  # numpy's strides are others than those that torch gives a tensor without elements
         return torch.empty(array.shape, dtype=torch_dtype, device="cpu")
+    _tell_fast_paths(dtype, torch)
     bits = _BITS.get(dtype)
     if bits is None:
         return torch.from_numpy(array)
@@ -299,6 +302,7 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
     try:
         if tensor.is_conj() or tensor.is_neg():
             tensor = tensor.resolve_conj().resolve_neg()
+        _tell_fast_paths(dtype, torch)
         bits = _BITS.get(dtype)
         if bits is not None:
             tensor = tensor.view(getattr(torch, bits.name))  # of the same size, so the shape stays
@@ -307,6 +311,20 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         raise
     except Exception as error:  # fake, functorch-wrapped and distributed tensors have no plain storage
         raise _without_data(tensor, error) from error
+
+
+def _tell_fast_paths(dtype: DType, torch: Any) -> None:
+    """Tell once how torch's tensors of a dtype cross."""
+    if dtype in _told:
+        return
+    bits = _BITS.get(dtype)
+    try:
+        in_numpy = dtype.numpy
+    except MissingPackage:  # then no segment has such a tensor
+        return
+    torch_bits = None if bits is None else getattr(torch, bits.name)
+    learn_torch(torch.Tensor, torch.from_numpy, dtype.torch, in_numpy, torch_bits, bits)
+    _told.add(dtype)
 
 
 def _is_cut_off(tensor: Any) -> bool:

@@ -37,6 +37,9 @@ LOOKS_PER_TAKE: Final = 16
 TRIM_TAKES: Final = 64
 # A tensor of another pool is handed on from this size on: to copy a smaller one takes less time than to name it.
 GIVEN_NBYTES: Final = 64 << 10
+# Received tensors that are private are copied up to this size; a larger one gets a copy-on-write mapping. And a torch
+# loan of this size or less is copied when it is published, because torch has no read-only tensors.
+PRIVATE_COPY_NBYTES: Final = 64 << 10
 # A tensor from this size on is copied into a pool of several sessions without the pool's lock. To copy a smaller one
 # takes less time than the other steps.
 APART_NBYTES: Final = 1 << 20

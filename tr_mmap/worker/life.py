@@ -56,7 +56,6 @@ class WorkerLife(ForkAware):
         self._rejections = RejectionCounter()
         self._attachment: Attachment | None = None
         self._views = views
-        self._has_quick_views = True
         self._watch: PeerWatch | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
         self._responder = Responder(self._has_to_stop)
@@ -76,7 +75,6 @@ class WorkerLife(ForkAware):
         self.session_dir = attachment.directory
         self.session_id = os.path.basename(attachment.directory).removeprefix(SESSION_PREFIX)
         self._shared.channel, self._shared.transfer = attachment.channel, attachment.transfer
-        self._has_quick_views = attachment.transfer.has_quick_views
         self._channel = attachment.channel
         self._touch = attachment.channel.touch
         self._log = WorkerLog.keep(*attachment.log_paths)

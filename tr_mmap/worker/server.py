@@ -93,8 +93,8 @@ class TechRenaissanceServer(RequestService):
             The tensors, in order; None if one is missing or the count is wrong. The reason goes to the controller with
             the reply, unless the handler gives a message of its own.
         """
-        if self._fast_path is not None and self._has_quick_views and self.framework == "numpy":
-            found = self._fast_path.quick_fetch(parameters)
+        if self._fast_path is not None:
+            found = self._fast_path.quick_fetch(parameters, self.framework)
             if found is not None and (count is None or len(found) == count):
                 return found
         self._touch()
@@ -247,8 +247,8 @@ class TechRenaissanceServer(RequestService):
         self._touch()
         if framework is None:
             framework = self.framework
-        array = transfer.quick_loan(shape, dtype) if framework == "numpy" else None
-        return transfer.empty(shape, dtype, framework) if array is None else array
+        loaned = transfer.quick_loan(shape, dtype, framework)
+        return transfer.empty(shape, dtype, framework) if loaned is None else loaned
 
     def read_tsr_file(self, path: Any) -> Any:
         """The tensor of a tag, or of a TSR file, in the server's framework.

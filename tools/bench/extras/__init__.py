@@ -4,12 +4,13 @@ Each module has ``run(quick, say) -> dict``. ``quick`` asks for fewer and shorte
 that names the step that begins, and the result is what the run's JSON file keeps under the module's key.
 """
 
-from . import files, flood, gateway, idle, in_flight, memory, pool, sandbox, startup, store, text
+from . import calls, files, flood, gateway, idle, in_flight, memory, pool, sandbox, startup, store, text
 
 __all__ = ["EXTRAS"]
 
 EXTRAS = {
     "text": text,
+    "calls": calls,
     "in_flight": in_flight,
     "pool": pool,
     "files": files,

@@ -10,7 +10,11 @@ import numpy as np
 
 from ..libc import MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc, mmap
 
-__all__ = ["copy", "map_file", "quick_load"]
+__all__ = ["copy", "learn_torch", "map_file", "quick_load"]
+
+
+def learn_torch(*_: Any) -> None:
+    """Learn how torch's tensors of a dtype cross. There is no fast path here that has to know."""
 
 
 def copy(target: Any, offset: int, source: Any, _is_for_others: bool = False, /) -> None:

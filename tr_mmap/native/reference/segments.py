@@ -273,6 +273,7 @@ class OwnerSegment(LeaseWords):
         is_slot: its file is not its own, so no tag may name it.
         holds: how many tags, messages and loans need its content; it is not filled while there are any.
         free_list: the list that it is appended to when the last hold is released; None if there is none.
+        torch_loans: what was loaned as a torch tensor, by its address.
         pool_token: the same object for all segments of a pool, so that a pool recognises its own.
         seq: the number that it was last published under; 0 before.
         last_take: its pool's count of takes when the segment was last taken.
@@ -392,6 +393,7 @@ class FreeLists:
         self.to_retire: list[Any] = []
         self.free: dict[int, list[Any]] = {}
         self.viewed: list[Any] = []
+        self.torch_loans: dict[int, Any] = {}
         self.pool_token = object()
         self.hands_on = False
         self.is_slow_path_running = False
@@ -419,11 +421,11 @@ class FreeLists:
         """
         return None
 
-    def quick_loan(self, shape: object, dtype: object) -> Any:  # noqa: ARG002
-        """Loan a segment again that was loaned before for the same shape and dtype.
+    def quick_loan(self, shape: object, dtype: object, framework: str) -> Any:  # noqa: ARG002
+        """Loan a segment again that was loaned before for the same shape and dtype, as an array or as a tensor.
 
         Returns:
-            The array; None if the slow path is needed, as always here.
+            The loan; None if the slow path is needed, as always here.
         """
         return None
 

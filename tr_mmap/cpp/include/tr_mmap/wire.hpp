@@ -78,6 +78,7 @@ inline constexpr int few_segments = 16;
 inline constexpr int looks_per_take = 16;
 inline constexpr int trim_takes = 64;
 inline constexpr std::size_t given_nbytes = 65536;
+inline constexpr std::size_t private_copy_nbytes = 65536;
 inline constexpr std::size_t apart_nbytes = 1048576;
 inline constexpr int max_unviewed = 2048;
 
