@@ -25,6 +25,7 @@ from distributions import (
 from support import ROOT
 
 import tr_mmap
+from tr_mmap.cli import doctor
 
 MADE_BY_SETUPTOOLS = re.compile(r"PKG-INFO|setup\.cfg|tr_mmap\.egg-info/.*")
 HELLO = "tests/docs/test_examples.py::test_example_runs_and_says_what_it_should[hello.py]"
@@ -122,6 +123,7 @@ def test_all_has_every_extra_that_programs_use(distributions: Distributions) -> 
     named = {name for each in extras["all"] for name in re.findall(r"[\w-]+", each.partition("[")[2].partition("]")[0])}
     assert named == extras.keys() - {"all", "bench", "docs", "release", "test"}
     assert set(metadata_of(distributions.wheel).get_all("Provides-Extra")) == set(extras)
+    assert doctor.PACKAGES.keys() == named  # so that it shows which of them are installed
 
 
 # -- without a compiler ----------------------------------------------------------------------------------------------

