@@ -28,7 +28,13 @@ settings.register_profile("tests", deadline=None)  # how long an example takes i
 settings.load_profile("tests")
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+TESTS = Path(__file__).parent
 WITHOUT_TORCH = "NOT TESTED: what needs torch, which is not installed"
+
+# What surrounds the library. A run of all tests leaves these out if it is not asked for them; they take a third of its time.
+OUTER = ("cpp/", "escapes/", "packaging/", "recipes/", "tools/") + tuple(
+    f"docs/test_{each}.py" for each in ("examples", "pages", "site", "tutorial")
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,6 +74,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not HAS_TORCH:
         for each in filter(_needs_torch, items):
             each.add_marker(pytest.mark.skip(WITHOUT_TORCH))
+    for each in items:
+        if str(each.path.relative_to(TESTS)).startswith(OUTER):
+            each.add_marker(pytest.mark.outer)
     if not config.getoption("--full"):
         short = _with_each_value([each for each in items if not each.get_closest_marker("full_only")])
         if len(short) < len(items):

@@ -14,7 +14,7 @@ from support import ROOT
 
 WORDS = "#!/bin/sh\nprintf '%s\\n' \"{}\"\n"
 REFUSAL = "#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n"
-ONCE = "\n--plain\n--sanitize --seconds 12 tests/native\n"  # what .ci/run asks of tools/test, on the usual Python alone
+ONCE = "--all\n--plain\n--sanitize --seconds 12 tests/native\n"  # what .ci/run asks of tools/test, on the usual Python alone
 MISSING = re.compile(
     r"There is no Python 3\.97, neither in PATH nor in \S+/pyenv/versions\.\nInstall it, or name another: .+\n"
 )
@@ -144,7 +144,7 @@ def test_continuous_integration_passes_and_says_so_where_there_is_no_other_pytho
 
 
 def test_a_failure_on_the_usual_python_is_the_status(machine: Machine) -> None:
-    machine.fails_for("")
+    machine.fails_for("--all")
     assert machine.run(".ci/run").returncode == 3
 
 
