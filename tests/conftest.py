@@ -31,10 +31,9 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 TESTS = Path(__file__).parent
 WITHOUT_TORCH = "NOT TESTED: what needs torch, which is not installed"
 
-# What surrounds the library. A run of all tests leaves these out if it is not asked for them; they take a third of its time.
-OUTER = ("cpp/", "escapes/", "packaging/", "recipes/", "tools/") + tuple(
-    f"docs/test_{each}.py" for each in ("examples", "pages", "site", "tutorial")
-)
+# What surrounds the library. These take a third of the time of all tests, so by default a run of all leaves them out.
+DOCUMENTS = [f"docs/test_{each}.py" for each in ("examples", "pages", "site", "tutorial")]
+OUTER = ("cpp/", "escapes/", "packaging/", "recipes/", "tools/", *DOCUMENTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
