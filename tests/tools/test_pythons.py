@@ -14,7 +14,7 @@ from support import ROOT
 
 WORDS = "#!/bin/sh\nprintf '%s\\n' \"{}\"\n"
 REFUSAL = "#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n"
-ONCE = "--all\n--plain\n--sanitize --seconds 12 tests/native\n"  # what .ci/run asks of tools/test, on the usual Python alone
+ONCE = "--all\n--plain\n--sanitize --seconds 12 tests/native\n"  # what .ci/run asks of tools/test on the usual Python
 MISSING = re.compile(
     r"There is no Python 3\.97, neither in PATH nor in \S+/pyenv/versions\.\nInstall it, or name another: .+\n"
 )
