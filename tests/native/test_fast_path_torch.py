@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fast_path_pair import Pair
+from torch.overrides import TorchFunctionMode
 
 from tr_mmap import native
+from tr_mmap.native import Pending
 from tr_mmap.protocol.status import Status
 from tr_mmap.tsr.dtypes import TABLE
 
@@ -171,6 +175,49 @@ def test_a_tensor_that_autograd_watches_crosses_as_its_values(pair: Pair) -> Non
     with torch.inference_mode():
         (received,) = echo(pair, content(torch.float32, 8))
         assert bits(received) == bits(content(torch.float32, 8))
+
+
+@pytest.mark.parametrize("count", [SMALL, LARGE])
+def test_no_mode_of_the_thread_that_takes_an_answer_makes_its_tensors_inference_tensors(pair: Pair, count: int) -> None:
+    warm(pair, content(torch.float32, count))
+    with torch.inference_mode():
+        (received,) = echo(pair, content(torch.float32, count))
+        assert not received.is_inference()
+        del received
+        pair.answering.publish([content(torch.float32, count)])
+        (ref,) = pair.answering.results
+        assert not pair.asking.receive(ref, "torch").is_inference()
+        pair.answering.withdraw()
+
+
+class Meanwhile(TorchFunctionMode):
+    """Starts a thread at the first call of torch, and goes on when it is in the middle of its copy, or has ended."""
+
+    def __init__(self, thread: threading.Thread, held: list[Any]) -> None:
+        super().__init__()
+        self._thread, self._held = thread, held
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._thread.ident is None:
+            self._thread.start()
+            while self._thread.is_alive() and not self._held:
+                pass
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_request_whose_tensors_torch_makes_ready_takes_nothing_from_another_threads(pair: Pair) -> None:
+    large = np.zeros(8 << 20)
+    tensor = content(torch.float32, 8).requires_grad_()
+    warm(pair, tensor)
+    warm(pair, large, framework="numpy")
+    sent: list[Any] = []
+    other = threading.Thread(target=lambda: sent.append(pair.send("other", (large + 1,))))
+    with Meanwhile(other, pair.asking._fast_held):
+        pair.controller_path.send(Pending("echo", "torch"), (tensor,))
+    other.join()
+    assert sent[0] is not None  # nobody has released its segment in the middle of the copy
+    assert [each.holds for each in sent[0].held] == [1]
+    assert pair.asking._fast_held == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", torch.bfloat16])

@@ -222,8 +222,7 @@ def drain() -> None: ...
 def freeze(array: np.ndarray[Any, Any]) -> bool: ...
 def has_as_many_colons(line: bytes, values: tuple[object, ...]) -> bool: ...
 def learn_torch(
-    tensor_type: type,
-    from_numpy: Callable[[Any], Any],
+    torch: tuple[type, Callable[[Any], Any], Callable[[], bool], Callable[[bool], Any]],
     torch_dtype: Any,
     numpy_dtype: np.dtype[Any],
     torch_bits: Any,

@@ -106,10 +106,10 @@ static int is_initialised(const ControllerFastPath *self) {
 }
 
 /* Publish a request's tensors, and name them in the message; 0 if the slow path is needed, -1 with an exception. */
-static int publish_all(ControllerFastPath *self, PyObject *tensors, Message *message) {
+static int publish_all(ControllerFastPath *self, PyObject *arrays, Message *message) {
     Endpoint *endpoint = &self->base;
-    Py_ssize_t count = PyTuple_GET_SIZE(tensors);
-    int code = quick_publish_all(endpoint->pool, tensors, endpoint->held, self->links);
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays);
+    int code = quick_publish_all(endpoint->pool, arrays, endpoint->held, self->links);
     if (code <= 0) return code;
     /* A signal handler that ran during a copy may have released some. From here on no other code runs before the
      * send. */
@@ -206,9 +206,8 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     return 0;
 }
 
-/* Publish a request's tensors, send it, and ring, unless the caller does so later: 1 if that is done; 0 if Python has to
- * send it, -1 with an exception; then nothing was sent. */
-static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors, int is_quiet) {
+/* send_request() for a tuple of arrays. */
+static int send_arrays(ControllerFastPath *self, Pending *pending, PyObject *arrays, int is_quiet) {
     Endpoint *endpoint = &self->base;
     PyObject *text = pending->message;
     Message message;
@@ -216,13 +215,13 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     char words[MAX_CANONICAL_NBYTES + MAX_CANONICAL_TENSORS * TAG_WORD_NBYTES];
     message.count = 0;
     message.remark = EMPTY_SPAN;
-    if (!may_send(self) || !split(text, &message.command, &message.text) || !PyTuple_CheckExact(tensors) ||
-        PyTuple_GET_SIZE(tensors) > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
+    if (!may_send(self) || !split(text, &message.command, &message.text) ||
+        PyTuple_GET_SIZE(arrays) > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
         /* Before anything is published. Longer names are rare: message_write() notices them after the copy. */
         message.command.nbytes + message.text.nbytes >
-            MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(tensors)))
+            MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(arrays)))
         return 0;
-    int is_ready = publish_all(self, tensors, &message);
+    int is_ready = publish_all(self, arrays, &message);
     message.timestamp = now_ms();
     if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
     if (is_ready > 0) is_ready = move_held(self, pending) == 0; /* makes a list, so the garbage collector may run */
@@ -250,6 +249,17 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return 1;
+}
+
+/* Publish a request's tensors, send it, and ring, unless the caller does so later: 1 if that is done; 0 if Python has to
+ * send it, -1 with an exception; then nothing was sent. */
+static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors, int is_quiet) {
+    if (!PyTuple_CheckExact(tensors)) return 0;
+    PyObject *arrays = arrays_to_publish(self->base.pool, tensors); /* first: other threads may send meanwhile */
+    if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
+    int is_sent = send_arrays(self, pending, arrays, is_quiet);
+    Py_DECREF(arrays);
+    return is_sent;
 }
 
 /* -- consuming ---------------------------------------------------------------------------------------------------- */

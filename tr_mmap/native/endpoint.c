@@ -97,7 +97,7 @@ PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, F
     else array = reader_segment_view(segment, seq);
     Py_DECREF(segment);
     if (array == NULL && PyErr_ExceptionMatches(PyExc_LookupError)) PyErr_Clear(); /* the slow path explains more */
-    return framework == FRAMEWORK_TORCH && array != NULL ? torch_tensor_of(self->state, array) : array;
+    return framework == FRAMEWORK_TORCH && array != NULL ? torch_tensor_received(self->state, array) : array;
 }
 
 /* -1 with an exception, and then it is still held. */

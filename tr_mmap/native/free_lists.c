@@ -301,7 +301,7 @@ static OwnerSegment *publish_one(FreeLists *self, PyObject *array, PyObject *hel
     return NULL;
 }
 
-/* quick_publish_all() for a tuple of arrays. */
+/* quick_publish_all(), where there is something to publish. */
 static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held, PyObject *links) {
     Py_ssize_t count = PyTuple_GET_SIZE(arrays), loans = 0;
     if (count == 1) { /* the usual number, for which no list is needed */
@@ -343,16 +343,15 @@ static int publish_arrays(FreeLists *self, PyObject *arrays, PyObject *held, PyO
     return code;
 }
 
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links) {
+int quick_publish_all(PyObject *free_lists, PyObject *arrays, PyObject *held, PyObject *links) {
     FreeLists *self = (FreeLists *)free_lists;
-    if (PyTuple_GET_SIZE(tensors) == 0) return 1;
-    if (!can_take_fast_path(self)) return 0;
-    PyObject *arrays = arrays_of_tensors(self->state, tensors, self->torch_loans);
-    if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
-    /* torch may have run code of Python's */
-    int code = can_take_fast_path(self) ? publish_arrays(self, arrays, held, links) : 0;
-    Py_DECREF(arrays);
-    return code;
+    if (PyTuple_GET_SIZE(arrays) == 0) return 1;
+    return can_take_fast_path(self) ? publish_arrays(self, arrays, held, links) : 0;
+}
+
+PyObject *arrays_to_publish(PyObject *free_lists, PyObject *tensors) {
+    const FreeLists *self = (FreeLists *)free_lists;
+    return arrays_of_tensors(self->state, tensors, self->torch_loans);
 }
 
 PyDoc_STRVAR(quick_publish_doc,

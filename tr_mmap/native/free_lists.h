@@ -13,6 +13,11 @@ int free_lists_is_initialised(PyObject *free_lists);
  * while another was copied.
  *
  * For a tensor of another pool that `links` has a name for, the list gets its view; see find_link(). `links` may be NULL. */
-int quick_publish_all(PyObject *free_lists, PyObject *tensors, PyObject *held, PyObject *links);
+int quick_publish_all(PyObject *free_lists, PyObject *arrays, PyObject *held, PyObject *links);
+
+/* The arrays of a tuple of tensors, for quick_publish_all(); NULL if the slow path is needed, or with an exception. Torch
+ * may run code of Python's and let other threads run, so whatever must not change until all is published is looked at
+ * after this. */
+PyObject *arrays_to_publish(PyObject *free_lists, PyObject *tensors);
 
 #endif

@@ -28,6 +28,8 @@ enum {
     STORAGE_ADDRESS, /* of a storage */
     STORAGE_NBYTES,
     STORAGE_IDENTITY,
+    ENTER, /* of a context manager */
+    EXIT,
     ATTRIBUTES,
 };
 enum { REPLY_ATTRIBUTES = REPLY };
@@ -37,6 +39,7 @@ enum { MAX_TORCH_DTYPES = 32 }; /* more than the table of dtypes has */
 /* What Python has told of torch. */
 typedef struct {
     PyObject *tensor_type, *from_numpy; /* NULL before it has */
+    PyObject *is_inference, *inference; /* functions that tell of, and that set, inference mode */
     struct {
         PyObject *torch, *numpy;           /* the dtype in both frameworks */
         PyObject *torch_bits, *numpy_bits; /* numbers of the same size, as which its elements cross; NULL for none */

@@ -3,34 +3,37 @@
 #include "torch_tensors.h"
 
 const char learn_torch_doc[] =
-    "learn_torch(tensor_type, from_numpy, torch_dtype, numpy_dtype, torch_bits, numpy_bits, /)\n--\n\n"
+    "learn_torch(torch, torch_dtype, numpy_dtype, torch_bits, numpy_bits, /)\n--\n\n"
     "Learn how torch's tensors of a dtype cross, which takes the fast path from then on.\n\n"
     "Args:\n"
-    "    tensor_type, from_numpy: torch's.\n"
+    "    torch: the module's Tensor, from_numpy, is_inference_mode_enabled and inference_mode, in a tuple.\n"
     "    torch_dtype, numpy_dtype: the dtype in both frameworks.\n"
     "    torch_bits, numpy_bits: the dtype of numbers of that size, as which the elements cross because numpy's own\n"
     "        dtype is none of torch's; None where it is.";
 
 PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     TorchFacts *facts = &state_of(module)->torch;
-    if (count != 6 || !PyType_Check(arguments[0]) || !PyArray_DescrCheck(arguments[3]) ||
-        (arguments[4] == Py_None) != (arguments[5] == Py_None) ||
-        (arguments[5] != Py_None && !PyArray_DescrCheck(arguments[5]))) {
-        PyErr_SetString(PyExc_TypeError, "learn_torch takes a type, a function, and four dtypes");
+    if (count != 5 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 4 ||
+        !PyType_Check(PyTuple_GET_ITEM(arguments[0], 0)) || !PyArray_DescrCheck(arguments[2]) ||
+        (arguments[3] == Py_None) != (arguments[4] == Py_None) ||
+        (arguments[4] != Py_None && !PyArray_DescrCheck(arguments[4]))) {
+        PyErr_SetString(PyExc_TypeError, "learn_torch takes a type and three functions in a tuple, and four dtypes");
         return NULL;
     }
     for (int index = 0; index < facts->count; index++)
-        if (facts->dtypes[index].torch == arguments[2]) Py_RETURN_NONE;
+        if (facts->dtypes[index].torch == arguments[1]) Py_RETURN_NONE;
     if (facts->count == MAX_TORCH_DTYPES) Py_RETURN_NONE; /* these take the slow path */
     if (facts->tensor_type == NULL) {
-        facts->tensor_type = Py_NewRef(arguments[0]);
-        facts->from_numpy = Py_NewRef(arguments[1]);
+        facts->tensor_type = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 0));
+        facts->from_numpy = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 1));
+        facts->is_inference = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 2));
+        facts->inference = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 3));
     }
-    int has_bits = arguments[4] != Py_None;
-    facts->dtypes[facts->count].torch = Py_NewRef(arguments[2]);
-    facts->dtypes[facts->count].numpy = Py_NewRef(arguments[3]);
-    facts->dtypes[facts->count].torch_bits = has_bits ? Py_NewRef(arguments[4]) : NULL;
-    facts->dtypes[facts->count].numpy_bits = has_bits ? Py_NewRef(arguments[5]) : NULL;
+    int has_bits = arguments[3] != Py_None;
+    facts->dtypes[facts->count].torch = Py_NewRef(arguments[1]);
+    facts->dtypes[facts->count].numpy = Py_NewRef(arguments[2]);
+    facts->dtypes[facts->count].torch_bits = has_bits ? Py_NewRef(arguments[3]) : NULL;
+    facts->dtypes[facts->count].numpy_bits = has_bits ? Py_NewRef(arguments[4]) : NULL;
     facts->count++;
     Py_RETURN_NONE;
 }
@@ -38,6 +41,8 @@ PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_
 int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
     Py_VISIT(facts->tensor_type);
     Py_VISIT(facts->from_numpy);
+    Py_VISIT(facts->is_inference);
+    Py_VISIT(facts->inference);
     for (int index = 0; index < facts->count; index++) {
         Py_VISIT(facts->dtypes[index].torch);
         Py_VISIT(facts->dtypes[index].numpy);
@@ -50,6 +55,8 @@ int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
 void torch_facts_clear(TorchFacts *facts) {
     Py_CLEAR(facts->tensor_type);
     Py_CLEAR(facts->from_numpy);
+    Py_CLEAR(facts->is_inference);
+    Py_CLEAR(facts->inference);
     while (facts->count > 0) {
         facts->count--;
         Py_CLEAR(facts->dtypes[facts->count].torch);
@@ -105,6 +112,36 @@ PyObject *torch_tensor_of(const ModuleState *state, PyObject *array) {
     PyObject *tensor = array == NULL ? NULL : PyObject_CallOneArg(facts->from_numpy, array);
     Py_XDECREF(array);
     return torch_bits == NULL ? tensor : tensor_as(state, tensor, facts->dtypes[place].torch);
+}
+
+/* torch_tensor_of() outside of inference mode, which this thread is in. */
+static PyObject *tensor_outside(const ModuleState *state, PyObject *array) {
+    PyObject *const *names = state->names;
+    PyObject *context = PyObject_CallOneArg(state->torch.inference, Py_False);
+    PyObject *entered = context == NULL ? NULL : PyObject_CallMethodNoArgs(context, names[ENTER]);
+    if (entered == NULL) {
+        Py_XDECREF(context);
+        Py_DECREF(array);
+        return NULL;
+    }
+    PyObject *tensor = torch_tensor_of(state, array), *error = PyErr_GetRaisedException();
+    PyObject *exit[] = {context, Py_None, Py_None, Py_None};
+    PyObject *left = PyObject_VectorcallMethod(names[EXIT], exit, 4, NULL);
+    if (left == NULL) Py_CLEAR(tensor);
+    if (error != NULL) PyErr_SetRaisedException(error);
+    Py_XDECREF(left);
+    Py_DECREF(entered);
+    Py_DECREF(context);
+    return tensor;
+}
+
+PyObject *torch_tensor_received(const ModuleState *state, PyObject *array) {
+    PyObject *is_inference = PyObject_CallNoArgs(state->torch.is_inference);
+    PyObject *tensor = NULL;
+    if (is_inference == NULL) Py_DECREF(array);
+    else tensor = is_inference == Py_True ? tensor_outside(state, array) : torch_tensor_of(state, array);
+    Py_XDECREF(is_inference);
+    return tensor;
 }
 
 /* A number that a method without arguments returns; UINT64_MAX with an exception. */

@@ -319,10 +319,13 @@ static PyObject *py_quick_send(WorkerFastPath *self, PyObject *result) {
     if (self->is_foreign || !(is_one || PyTuple_CheckExact(result))) Py_RETURN_NONE;
     touch(self);
     PyObject *tensors = is_one ? PyTuple_Pack(1, result) : Py_NewRef(result);
-    int code = tensors == NULL ? -1 : quick_publish_all(self->base.pool, tensors, self->base.held, NULL);
+    PyObject *arrays = tensors == NULL ? NULL : arrays_to_publish(self->base.pool, tensors);
+    /* torch may have forked */
+    int is_sent = arrays != NULL && !self->is_foreign ? quick_publish_all(self->base.pool, arrays, self->base.held, NULL) : 0;
+    Py_XDECREF(arrays);
     Py_XDECREF(tensors);
-    if (code < 0) return NULL;
-    return Py_NewRef(code > 0 ? Py_True : Py_None);
+    if (PyErr_Occurred()) return NULL;
+    return Py_NewRef(is_sent > 0 ? Py_True : Py_None);
 }
 
 static int drop_argument_tags(WorkerFastPath *self) {

@@ -120,8 +120,7 @@ class SegmentReader(ForkAware):
         if framework == "numpy":
             return array
         assert segment.header is not None
-        as_torch = tensors.as_torch if is_private else tensors.as_unguarded_torch
-        return as_torch(array, segment.header.dtype)
+        return tensors.received_torch(array, segment.header.dtype)
 
     def makes_private(self, framework: str) -> bool:
         """Whether the views in a framework are copy-on-write."""
@@ -171,7 +170,7 @@ class SegmentReader(ForkAware):
         if segment.words[SEQ_WORD] != seq:
             raise _stale(name, seq, tag)
         if framework != "numpy":
-            return tensors.as_torch(array, header.dtype)
+            return tensors.received_torch(array, header.dtype)
         array.flags.writeable = self.makes_private(framework)
         return array
 

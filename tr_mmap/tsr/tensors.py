@@ -34,6 +34,7 @@ __all__ = [
     "is_little_endian",
     "is_plain_torch",
     "move_torch_storage",
+    "received_torch",
     "to_array",
     "unguarded_torch",
 ]
@@ -212,6 +213,21 @@ def as_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
     return torch.from_numpy(array.view(bits)).view(torch_dtype)
 
 
+def received_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
+    """A received array as a torch tensor, which keeps the array alive: a store into it is SIGSEGV if it is read-only.
+
+    It is no inference tensor, whatever mode this thread is in: the result may be for another thread.
+    """
+    dtype.torch  # noqa: B018 - names a missing torch
+    import torch
+
+    make = as_torch if array.flags.writeable else as_unguarded_torch
+    if not torch.is_inference_mode_enabled():
+        return make(array, dtype)
+    with torch.inference_mode(False):
+        return make(array, dtype)
+
+
 def has_fixed_storage(tensor: torch.Tensor) -> bool:
     """Whether torch forbids to move this tensor to another storage, or would notice.
 
@@ -323,7 +339,8 @@ def _tell_fast_paths(dtype: DType, torch: Any) -> None:
     except MissingPackage:  # then no segment has such a tensor
         return
     torch_bits = None if bits is None else getattr(torch, bits.name)
-    learn_torch(torch.Tensor, torch.from_numpy, dtype.torch, in_numpy, torch_bits, bits)
+    of_torch = torch.Tensor, torch.from_numpy, torch.is_inference_mode_enabled, torch.inference_mode
+    learn_torch(of_torch, dtype.torch, in_numpy, torch_bits, bits)
     _told.add(dtype)
 
 
