@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,29 @@ def test_a_request_that_takes_anothers_place_while_it_is_looked_at_is_taken_once
         watch.look()
     watch.close()
     assert taken == [b'{"cmd": "note", "params": "second"}']
+
+
+@pytest.mark.parametrize("is_seen_between", [False, True])
+def test_the_same_request_written_twice_is_taken_twice_however_late_the_watch_looks(
+    tmp_path: Path, is_seen_between: bool
+) -> None:
+    taken: list[bytes] = []
+    text = b'{"cmd": "note", "params": "x"}'
+    watch = HandWatch(str(tmp_path), taken.append, *[lambda: None] * 3)
+    (tmp_path / "request.json").touch()
+    watch.look()
+    with (tmp_path / "request.json").open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.utime(file.fileno(), (1, 1))
+        watch.look()  # it is whole, although its writer has not closed it
+    assert taken == [text]
+    if is_seen_between:
+        watch.look()
+    with (tmp_path / "request.json").open("wb") as file:
+        file.write(text)
+        file.flush()
+        os.utime(file.fileno(), (2, 2))
+    watch.look()
+    watch.close()
+    assert taken == [text, text]

@@ -118,6 +118,9 @@ class HandWatch:
         is_other = has_new_entry or len(requests) > 1  # a file made while its watch was lost may be no event
         if is_other or changed & requests:
             is_closed = bool(closed & requests)
+            closes = sum(is_end and watch in requests for watch, is_end in events)
+            # Of several closes the first one was that of the request that was taken early; a later one is of another.
+            self._is_early = self._is_early and closes < 2
             self._look_at_request(is_complete=is_closed, is_touched=is_closed or is_other)
         elif time.monotonic() >= self.due_s:
             self._look_at_request(is_complete=True, is_touched=False)
