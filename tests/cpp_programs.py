@@ -37,6 +37,21 @@ def run(arguments: Sequence[str | Path], within_s: float = 300, **environment: s
     return result.stdout
 
 
+def outcome(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str]:
+    """The exit code of a program, and what it prints."""
+    ended = subprocess.run(
+        [str(each) for each in arguments],
+        cwd=cwd,
+        env={**support.environment(), "TR_PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    return ended.returncode, ended.stdout
+
+
 def run_both(commands: Sequence[Sequence[str | Path]]) -> None:
     """Run commands, two at a time."""
     running: list[tuple[Sequence[str | Path], subprocess.Popen[str]]] = []

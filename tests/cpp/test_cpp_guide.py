@@ -7,15 +7,13 @@ The programs are a part of one program (``cpp_together.py``). So are the recipe'
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cpp_programs import run
+from cpp_programs import outcome, run
 from cpp_together import GUIDE_PROGRAMS, GUIDE_WORKER, VERIFY
-from support import ROOT, environment, leftovers
+from support import ROOT, leftovers
 
 import tr_mmap
 
@@ -66,19 +64,10 @@ def test_a_program_in_c_reads_a_file_without_a_library(compiler: str, tmp_path: 
 
 
 def test_the_recipe_finds_a_wrong_algorithm_and_not_a_right_one(plain: Path) -> None:
-    done = subprocess.run(
-        [plain, "program", "verify", "reference.py"],
-        cwd=VERIFY.parent,
-        env={**environment(), "TR_PYTHON": sys.executable},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    assert done.returncode == 1, done.stdout
-    said = [line.partition(" of ")[0] for line in done.stdout.splitlines()]
+    code, printed = outcome(plain, "program", "verify", "reference.py", cwd=VERIFY.parent)
+    assert code == 1, printed
+    said = [line.partition(" of ")[0] for line in printed.splitlines()]
     assert said[:2] == ["naive, scale 1: ok: 0", "stable, scale 1: ok: 0"]
     assert said[2].startswith("naive, scale 50: WRONG: ")
     assert said[3] == "stable, scale 50: ok: 0"
-    assert "nan, expected" in done.stdout.splitlines()[2]
+    assert "nan, expected" in printed.splitlines()[2]

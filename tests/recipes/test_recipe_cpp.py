@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cpp_programs import outcome
 from recipes import EXAMPLES
-from support import environment
 
 from tr_mmap import __version__
 from tr_mmap.cpp import cmake_dir, include_dir
@@ -33,23 +32,8 @@ def compiler(is_full: bool) -> str:
     return (None if is_full else shutil.which("clang++", path=SEARCHED)) or tool("g++")
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str]:
-    """The exit code, and what it prints."""
-    ended = subprocess.run(
-        [str(each) for each in arguments],
-        cwd=cwd,
-        env={**environment(), "TR_PYTHON": sys.executable},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=110,
-        check=False,
-    )
-    return ended.returncode, ended.stdout
-
-
 def check(*arguments: str | Path, cwd: Path | None = None) -> str:
-    code, printed = run(*arguments, cwd=cwd)
+    code, printed = outcome(*arguments, cwd=cwd)
     assert code == 0, f"{shlex.join(map(str, arguments))}\n{printed}"
     return printed
 
@@ -60,7 +44,7 @@ def test_a_wrong_algorithm_is_found_and_a_right_one_is_not(compiler: str, tmp_pa
     warnings = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     program = tmp_path / "verify"
     check(compiler, "-std=c++17", *warnings, f"-I{include_dir()}", folder / "verify.cpp", "-o", program, "-pthread")
-    code, printed = run(program, "reference.py", cwd=folder)
+    code, printed = outcome(program, "reference.py", cwd=folder)
     assert code == 1, printed
     said = [line.partition(" of ")[0] for line in printed.splitlines()]
     assert said[:2] == ["naive, scale 1: ok: 0", "stable, scale 1: ok: 0"]
@@ -71,7 +55,7 @@ def test_a_wrong_algorithm_is_found_and_a_right_one_is_not(compiler: str, tmp_pa
 
 def configure(compiler: str, source: Path, build: Path, *options: str) -> tuple[int, str]:
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_CXX_COMPILER={compiler}"]
-    return run(tool("cmake"), "-S", source, "-B", build, f"-Dtr_mmap_DIR={cmake_dir()}", *generator, *options)
+    return outcome(tool("cmake"), "-S", source, "-B", build, f"-Dtr_mmap_DIR={cmake_dir()}", *generator, *options)
 
 
 def test_a_cmake_project_finds_the_headers_and_its_program_finds_its_worker(compiler: str, tmp_path: Path) -> None:
