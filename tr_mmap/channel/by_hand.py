@@ -111,17 +111,15 @@ class HandWatch:
         before = dict(self._watches)
         self._arm()  # before the files are read: what is written later is an event again
         changed = {watch for watch, _ in events}
-        closed = {watch for watch, is_closed in events if is_closed}
         has_new_entry = before.get(self._directory) in changed
         requests = {before.get(self._request), self._watches.get(self._request)}
         statuses = {before.get(self._status), self._watches.get(self._status)}
         is_other = has_new_entry or len(requests) > 1  # a file made while its watch was lost may be no event
         if is_other or changed & requests:
-            is_closed = bool(closed & requests)
-            closes = sum(is_end and watch in requests for watch, is_end in events)
+            closes = sum(is_closed and watch in requests for watch, is_closed in events)
             # Of several closes the first one was that of the request that was taken early; a later one is of another.
             self._is_early = self._is_early and closes < 2
-            self._look_at_request(is_complete=is_closed, is_touched=is_closed or is_other)
+            self._look_at_request(is_complete=closes > 0, is_touched=closes > 0 or is_other)
         elif time.monotonic() >= self.due_s:
             self._look_at_request(is_complete=True, is_touched=False)
         if has_new_entry or len(statuses) > 1 or changed & statuses:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import MissingPackage, UnsupportedTensor
 from ..native import copy, learn_torch
 from ..wire.header import MAX_NDIM
-from .dtypes import DType, by_name, from_numpy, from_torch
+from .dtypes import DType, by_name, from_numpy, from_torch, import_torch
 from .framework_names import check_framework_name
 
 if TYPE_CHECKING:
@@ -218,9 +218,7 @@ def received_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
 
     It is no inference tensor, whatever mode this thread is in: the result may be for another thread.
     """
-    dtype.torch  # noqa: B018 - names a missing torch
-    import torch
-
+    torch = import_torch()
     make = as_torch if array.flags.writeable else as_unguarded_torch
     if not torch.is_inference_mode_enabled():
         return make(array, dtype)
