@@ -329,7 +329,7 @@ static int consume_next(ControllerFastPath *self) {
     int is_quick = pending != NULL && !pending->is_abandoned && pending->outcome == NULL;
     if (is_quick) {
         if (pending->framework == NULL) message.count = 0;
-        reply = make_reply(self, &message, framework_of(endpoint, pending->framework)); /* other code may run now, and consume this answer, or put one aside */
+        reply = make_reply(self, &message, framework_of(endpoint->state, pending->framework)); /* other code may run now, and consume this answer, or put one aside */
         if (PyDict_GET_SIZE(self->aside) != 0) Py_CLEAR(reply);
     }
     if (reply != NULL) {

@@ -1,6 +1,5 @@
 /* The base of both fast paths: waits for messages, views the peer's segments, releases this side's. Sends nothing. */
 #include "endpoint.h"
-#include "torch_tensors.h"
 
 #include <string.h>
 
@@ -78,12 +77,6 @@ void endpoint_dealloc(Endpoint *self) {
     Py_TYPE(self)->tp_clear((PyObject *)self);
     stateful_free((PyObject *)self);
     Py_TRASHCAN_END
-}
-
-Framework framework_of(const Endpoint *self, PyObject *name) {
-    PyObject *const *names = self->state->names;
-    if (name == names[NUMPY]) return FRAMEWORK_NUMPY;
-    return name == names[TORCH] ? FRAMEWORK_TORCH : FRAMEWORKS;
 }
 
 PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, Framework framework) {

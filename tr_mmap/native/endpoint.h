@@ -3,16 +3,14 @@
 #ifndef TR_MMAP_ENDPOINT_H
 #define TR_MMAP_ENDPOINT_H
 
-#include "arrays.h"
 #include "free_lists.h"
 #include "message.h"
 #include "ring.h"
+#include "torch_tensors.h"
 
 extern PyType_Spec controller_fast_path_spec, endpoint_spec, worker_fast_path_spec;
 
 enum { RECENT_TEXTS = 16, MAX_RECENT_NBYTES = 64 };
-
-typedef enum { FRAMEWORK_NUMPY, FRAMEWORK_TORCH, FRAMEWORKS } Framework; /* FRAMEWORKS stands for any other, too */
 
 /* The types of both fast paths begin with it. */
 typedef struct {
@@ -45,9 +43,6 @@ void endpoint_dealloc(Endpoint *self);
 
 /* Whether this process was forked from the endpoint's: pages, doorbells and segments are the parent's. */
 static inline int endpoint_is_foreign(const Endpoint *self) { return self->generation != fork_generation; }
-
-/* The framework that a name means. */
-Framework framework_of(const Endpoint *self, PyObject *name);
 
 /* The tensor in a segment of the peer's; NULL if the slow path is needed, with an exception or without. */
 PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, Framework framework);

@@ -402,9 +402,9 @@ static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_s
         return NULL;
     }
     WantedLoan wanted;
-    PyObject *const *names = self->state->names;
-    int is_torch = arguments[2] == names[TORCH] && self->state->torch.tensor_type != NULL;
-    if (!can_take_fast_path(self) || (arguments[2] != names[NUMPY] && !is_torch) ||
+    Framework framework = framework_of(self->state, arguments[2]);
+    int is_torch = framework == FRAMEWORK_TORCH && self->state->torch.tensor_type != NULL;
+    if (!can_take_fast_path(self) || (framework != FRAMEWORK_NUMPY && !is_torch) ||
         !parse_wanted_loan(&wanted, arguments[0], arguments[1]))
         Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);

@@ -2,6 +2,16 @@
  * and works with every release. */
 #include "torch_tensors.h"
 
+/* A text that a program has read or put together is another object than ours. */
+static int says(PyObject *text, PyObject *name) {
+    return text == name || (text != NULL && PyUnicode_Check(text) && PyUnicode_Compare(text, name) == 0);
+}
+
+Framework framework_of(const ModuleState *state, PyObject *name) {
+    if (says(name, state->names[NUMPY])) return FRAMEWORK_NUMPY;
+    return says(name, state->names[TORCH]) ? FRAMEWORK_TORCH : FRAMEWORKS;
+}
+
 const char learn_torch_doc[] =
     "learn_torch(torch, torch_dtype, numpy_dtype, torch_bits, numpy_bits, /)\n--\n\n"
     "Learn how torch's tensors of a dtype cross, which takes the fast path from then on.\n\n"

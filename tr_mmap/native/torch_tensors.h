@@ -5,6 +5,11 @@
 
 #include "arrays.h"
 
+typedef enum { FRAMEWORK_NUMPY, FRAMEWORK_TORCH, FRAMEWORKS } Framework; /* FRAMEWORKS stands for any other, too */
+
+/* The framework that a name means; NULL means none. */
+Framework framework_of(const ModuleState *state, PyObject *name);
+
 extern const char learn_torch_doc[];
 PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 

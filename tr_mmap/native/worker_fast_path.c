@@ -284,7 +284,7 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *const *arguments
         return NULL;
     }
     touch(self);
-    Framework framework = framework_of(&self->base, arguments[1]);
+    Framework framework = framework_of(self->base.state, arguments[1]);
     if (!span_of(arguments[0], &words)) Py_RETURN_NONE;
     const char *at = words.text, *end = at + words.nbytes;
     PyObject *arrays = PyList_New(0);
