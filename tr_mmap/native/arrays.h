@@ -53,6 +53,9 @@ PyObject *reader_segment_unguarded_view(PyObject *segment, uint64_t seq);
  * left. NULL also if there is none. */
 PyObject *reader_segment_private(PyObject *segment, uint64_t seq);
 
+/* Whether that is a copy. */
+int reader_segment_is_small(PyObject *segment);
+
 /* Whether an array is, or is part of, a view of a segment that others may read too, or a loaded file, and large enough to
  * be handed on. */
 int is_worth_giving(const ModuleState *state, PyObject *array);

@@ -84,13 +84,16 @@ PyObject *endpoint_receive(const Endpoint *self, PyObject *name, uint64_t seq, F
     PyObject *segment = PyDict_GetItemWithError(self->mapped, name);
     if (segment == NULL || !PyObject_TypeCheck(segment, self->state->reader_segment)) return NULL;
     Py_INCREF(segment);
+    int is_private = self->is_private[framework];
+    /* A small tensor of torch's own is copied as torch allocates it; a small array of numpy's as numpy does. */
+    int is_copy = is_private && framework == FRAMEWORK_TORCH && reader_segment_is_small(segment);
     PyObject *array;
-    if (self->is_private[framework]) array = reader_segment_private(segment, seq);
-    else if (framework == FRAMEWORK_TORCH) array = reader_segment_unguarded_view(segment, seq);
+    if (is_private && !is_copy) array = reader_segment_private(segment, seq);
+    else if (framework == FRAMEWORK_TORCH && !is_copy) array = reader_segment_unguarded_view(segment, seq);
     else array = reader_segment_view(segment, seq);
     Py_DECREF(segment);
     if (array == NULL && PyErr_ExceptionMatches(PyExc_LookupError)) PyErr_Clear(); /* the slow path explains more */
-    return framework == FRAMEWORK_TORCH && array != NULL ? torch_tensor_received(self->state, array) : array;
+    return framework == FRAMEWORK_TORCH && array != NULL ? torch_tensor_received(self->state, array, is_copy) : array;
 }
 
 /* -1 with an exception, and then it is still held. */

@@ -386,8 +386,9 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
  * needed. */
 static PyObject *loan_to_torch(FreeLists *self, const OwnerSegment *segment, PyObject *array) {
     const char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
+    int is_small = segment->array_layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES; /* it will be copied as any other tensor */
     PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
-    if (tensor != NULL && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
+    if (tensor != NULL && !is_small && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
     Py_DECREF(root);
     return tensor;
 }

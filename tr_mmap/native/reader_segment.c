@@ -240,10 +240,14 @@ static int forget_stores(const Py_buffer *buffer) {
     return is_done;
 }
 
+int reader_segment_is_small(PyObject *segment) {
+    return ((ReaderSegment *)segment)->layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES;
+}
+
 PyObject *reader_segment_private(PyObject *segment, uint64_t seq) {
     ReaderSegment *self = (ReaderSegment *)segment;
     if (self->base.live == NULL) return NULL;
-    if (self->layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES) {
+    if (reader_segment_is_small(segment)) {
         PyObject *array = view_under_lease(self, seq, NULL, 0);
         PyObject *copied = array == NULL ? NULL : PyArray_NewCopy((PyArrayObject *)array, NPY_CORDER);
         Py_XDECREF(array);

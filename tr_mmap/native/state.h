@@ -5,6 +5,7 @@
 #define TR_MMAP_STATE_H
 
 #include "compat.h"
+#include "dlpack.h"
 
 /* The attributes of Python's objects that are used here; first those of a reply. */
 enum {
@@ -19,11 +20,8 @@ enum {
     SEQ,        /* of a ref */
     NUMPY,      /* the framework of numpy's arrays */
     TORCH,      /* that of torch's tensors */
-    DTYPE,      /* of a tensor, as the names that follow */
-    REQUIRES_GRAD,
-    DETACH,
-    AS_NUMPY,
-    VIEW,
+    IS_CONJ,    /* of a tensor, as the names that follow */
+    IS_NEG,
     UNTYPED_STORAGE,
     STORAGE_ADDRESS, /* of a storage */
     STORAGE_NBYTES,
@@ -38,12 +36,13 @@ enum { MAX_TORCH_DTYPES = 32 }; /* more than the table of dtypes has */
 
 /* What Python has told of torch. */
 typedef struct {
-    PyObject *tensor_type, *from_numpy; /* NULL before it has */
-    PyObject *is_inference, *inference; /* functions that tell of, and that set, inference mode */
+    PyObject *tensor_type, *parameter_type; /* NULL before it has */
+    PyObject *is_inference, *inference;     /* functions that tell of, and that set, inference mode */
+    const DLPackExchange *exchange;         /* the tensor type keeps it */
     struct {
-        PyObject *torch, *numpy;           /* the dtype in both frameworks */
-        PyObject *torch_bits, *numpy_bits; /* numbers of the same size, as which its elements cross; NULL for none */
-    } dtypes[MAX_TORCH_DTYPES];
+        DLDataType torch;
+        PyObject *numpy;
+    } dtypes[MAX_TORCH_DTYPES]; /* the same one in both frameworks */
     int count;
 } TorchFacts;
 

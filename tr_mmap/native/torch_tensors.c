@@ -1,6 +1,8 @@
-/* Torch's tensors over the memory of arrays, and back: by torch's own functions, so that this needs none of its headers
- * and works with every release. */
+/* Torch's tensors over the memory of arrays, and back: as DLPack has it, so that this needs no headers of torch's. */
 #include "torch_tensors.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 /* A text that a program has read or put together is another object than ours. */
 static int says(PyObject *text, PyObject *name) {
@@ -12,74 +14,6 @@ Framework framework_of(const ModuleState *state, PyObject *name) {
     return says(name, state->names[TORCH]) ? FRAMEWORK_TORCH : FRAMEWORKS;
 }
 
-const char learn_torch_doc[] =
-    "learn_torch(torch, torch_dtype, numpy_dtype, torch_bits, numpy_bits, /)\n--\n\n"
-    "Learn how torch's tensors of a dtype cross, which takes the fast path from then on.\n\n"
-    "Args:\n"
-    "    torch: the module's Tensor, from_numpy, is_inference_mode_enabled and inference_mode, in a tuple.\n"
-    "    torch_dtype, numpy_dtype: the dtype in both frameworks.\n"
-    "    torch_bits, numpy_bits: the dtype of numbers of that size, as which the elements cross because numpy's own\n"
-    "        dtype is none of torch's; None where it is.";
-
-PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
-    TorchFacts *facts = &state_of(module)->torch;
-    if (count != 5 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 4 ||
-        !PyType_Check(PyTuple_GET_ITEM(arguments[0], 0)) || !PyArray_DescrCheck(arguments[2]) ||
-        (arguments[3] == Py_None) != (arguments[4] == Py_None) ||
-        (arguments[4] != Py_None && !PyArray_DescrCheck(arguments[4]))) {
-        PyErr_SetString(PyExc_TypeError, "learn_torch takes a type and three functions in a tuple, and four dtypes");
-        return NULL;
-    }
-    for (int index = 0; index < facts->count; index++)
-        if (facts->dtypes[index].torch == arguments[1]) Py_RETURN_NONE;
-    if (facts->count == MAX_TORCH_DTYPES) Py_RETURN_NONE; /* these take the slow path */
-    if (facts->tensor_type == NULL) {
-        facts->tensor_type = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 0));
-        facts->from_numpy = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 1));
-        facts->is_inference = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 2));
-        facts->inference = Py_NewRef(PyTuple_GET_ITEM(arguments[0], 3));
-    }
-    int has_bits = arguments[3] != Py_None;
-    facts->dtypes[facts->count].torch = Py_NewRef(arguments[1]);
-    facts->dtypes[facts->count].numpy = Py_NewRef(arguments[2]);
-    facts->dtypes[facts->count].torch_bits = has_bits ? Py_NewRef(arguments[3]) : NULL;
-    facts->dtypes[facts->count].numpy_bits = has_bits ? Py_NewRef(arguments[4]) : NULL;
-    facts->count++;
-    Py_RETURN_NONE;
-}
-
-int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
-    Py_VISIT(facts->tensor_type);
-    Py_VISIT(facts->from_numpy);
-    Py_VISIT(facts->is_inference);
-    Py_VISIT(facts->inference);
-    for (int index = 0; index < facts->count; index++) {
-        Py_VISIT(facts->dtypes[index].torch);
-        Py_VISIT(facts->dtypes[index].numpy);
-        Py_VISIT(facts->dtypes[index].torch_bits);
-        Py_VISIT(facts->dtypes[index].numpy_bits);
-    }
-    return 0;
-}
-
-void torch_facts_clear(TorchFacts *facts) {
-    Py_CLEAR(facts->tensor_type);
-    Py_CLEAR(facts->from_numpy);
-    Py_CLEAR(facts->is_inference);
-    Py_CLEAR(facts->inference);
-    while (facts->count > 0) {
-        facts->count--;
-        Py_CLEAR(facts->dtypes[facts->count].torch);
-        Py_CLEAR(facts->dtypes[facts->count].numpy);
-        Py_CLEAR(facts->dtypes[facts->count].torch_bits);
-        Py_CLEAR(facts->dtypes[facts->count].numpy_bits);
-    }
-}
-
-int is_torch_tensor(const ModuleState *state, PyObject *object) {
-    return state->torch.tensor_type != NULL && (PyObject *)Py_TYPE(object) == state->torch.tensor_type;
-}
-
 /* The place of a dtype of numpy's, or of torch's, in the facts; -1 for none. */
 static int place_of_numpy(const TorchFacts *facts, PyArray_Descr *dtype) {
     for (int index = 0; index < facts->count; index++)
@@ -87,54 +21,154 @@ static int place_of_numpy(const TorchFacts *facts, PyArray_Descr *dtype) {
     return -1;
 }
 
-static int place_of_torch(const TorchFacts *facts, PyObject *dtype) {
+static int place_of_torch(const TorchFacts *facts, DLDataType dtype) {
     for (int index = 0; index < facts->count; index++)
-        if (facts->dtypes[index].torch == dtype) return index;
+        if (memcmp(&facts->dtypes[index].torch, &dtype, sizeof dtype) == 0) return index;
     return -1;
 }
 
-/* The array itself, or a view of it of another dtype of that size; takes over the reference to the array. */
-static PyObject *array_as(PyObject *array, PyObject *dtype) {
-    if (dtype == NULL || array == NULL) return array;
-    PyObject *view = PyArray_View((PyArrayObject *)array, (PyArray_Descr *)Py_NewRef(dtype), NULL);
-    Py_DECREF(array);
-    return view;
+const char learn_torch_doc[] =
+    "learn_torch(torch, kind, numpy_dtype, /)\n--\n\n"
+    "Learn how torch's tensors of a dtype cross, which takes the fast path from then on.\n\n"
+    "Args:\n"
+    "    torch: the module's Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, is_inference_mode_enabled and\n"
+    "        inference_mode, in a tuple.\n"
+    "    kind: DLPack's code for the elements' kind.\n"
+    "    numpy_dtype: the dtype in numpy.";
+
+PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
+    TorchFacts *facts = &state_of(module)->torch;
+    PyObject *torch[5];
+    if (count != 3 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 5 ||
+        !PyLong_Check(arguments[1]) || !PyArray_DescrCheck(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "learn_torch takes what torch has in a tuple, a number and a dtype");
+        return NULL;
+    }
+    for (int index = 0; index < 5; index++) torch[index] = PyTuple_GET_ITEM(arguments[0], index);
+    const DLPackExchange *exchange = PyCapsule_GetPointer(torch[2], "dlpack_exchange_api");
+    long kind = PyLong_AsLong(arguments[1]);
+    npy_intp nbits = 8 * PyDataType_ELSIZE((PyArray_Descr *)arguments[2]);
+    if (exchange == NULL || (kind == -1 && PyErr_Occurred())) return NULL;
+    if (kind < 0 || kind > UINT8_MAX || nbits > UINT8_MAX) {
+        PyErr_SetString(PyExc_ValueError, "DLPack has no such elements");
+        return NULL;
+    }
+    DLDataType dtype = {(uint8_t)kind, (uint8_t)nbits, 1};
+    /* its tensors take the slow path */
+    if (exchange->version.major != DLPACK_MAJOR || facts->count == MAX_TORCH_DTYPES || place_of_torch(facts, dtype) >= 0)
+        Py_RETURN_NONE;
+    if (facts->tensor_type == NULL) {
+        facts->tensor_type = Py_NewRef(torch[0]);
+        facts->parameter_type = Py_NewRef(torch[1]);
+        facts->exchange = exchange;
+        facts->is_inference = Py_NewRef(torch[3]);
+        facts->inference = Py_NewRef(torch[4]);
+    }
+    facts->dtypes[facts->count].torch = dtype;
+    facts->dtypes[facts->count].numpy = Py_NewRef(arguments[2]);
+    facts->count++;
+    Py_RETURN_NONE;
 }
 
-/* The tensor itself, or a view of it of another dtype of that size; takes over the reference to the tensor. */
-static PyObject *tensor_as(const ModuleState *state, PyObject *tensor, PyObject *dtype) {
-    if (dtype == NULL || tensor == NULL) return tensor;
-    PyObject *view = PyObject_CallMethodOneArg(tensor, state->names[VIEW], dtype);
-    Py_DECREF(tensor);
-    return view;
+int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
+    Py_VISIT(facts->tensor_type);
+    Py_VISIT(facts->parameter_type);
+    Py_VISIT(facts->is_inference);
+    Py_VISIT(facts->inference);
+    for (int index = 0; index < facts->count; index++) Py_VISIT(facts->dtypes[index].numpy);
+    return 0;
 }
 
-PyObject *torch_tensor_of(const ModuleState *state, PyObject *array) {
+void torch_facts_clear(TorchFacts *facts) {
+    Py_CLEAR(facts->tensor_type);
+    Py_CLEAR(facts->parameter_type);
+    Py_CLEAR(facts->is_inference);
+    Py_CLEAR(facts->inference);
+    while (facts->count > 0) Py_CLEAR(facts->dtypes[--facts->count].numpy);
+}
+
+int is_torch_tensor(const ModuleState *state, PyObject *object) {
+    const TorchFacts *facts = &state->torch;
+    PyObject *type = (PyObject *)Py_TYPE(object);
+    return facts->tensor_type != NULL && (type == facts->tensor_type || type == facts->parameter_type);
+}
+
+/* A tensor's memory, as DLPack has it: an array's, or, in one piece with this, of its own. */
+typedef struct {
+    DLManagedTensorVersioned managed;
+    int64_t dims[2 * WIRE_MAX_NDIM]; /* the shape, then the strides */
+    _Alignas(64) char own[]; /* aligned as torch's own */
+} Memory;
+
+/* Any thread calls these, with Python's lock or without. */
+static void let_go_of_array(DLManagedTensorVersioned *managed) {
+    if (Py_IsInitialized()) {
+        PyGILState_STATE lock = PyGILState_Ensure();
+        Py_DECREF((PyObject *)managed->manager_ctx);
+        PyGILState_Release(lock);
+    }
+    free(managed);
+}
+
+static void free_own(DLManagedTensorVersioned *managed) { free(managed); }
+
+/* The memory of an array that is not empty, or a copy of it. It is the caller's to release. NULL with an exception. */
+static DLManagedTensorVersioned *memory_of(PyArrayObject *array, DLDataType dtype, int is_copy) {
+    size_t nbytes = is_copy ? (size_t)PyArray_NBYTES(array) : 0;
+    Memory *memory = NULL;
+    if (posix_memalign((void **)&memory, _Alignof(Memory), sizeof *memory + nbytes) != 0) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    int ndim = PyArray_NDIM(array);
+    for (int axis = 0; axis < ndim; axis++) {
+        memory->dims[axis] = PyArray_DIM(array, axis);
+        memory->dims[ndim + axis] = PyArray_STRIDE(array, axis) / PyArray_ITEMSIZE(array);
+    }
+    if (is_copy) memcpy(memory->own, PyArray_DATA(array), nbytes);
+    else Py_INCREF(array);
+    memory->managed = (DLManagedTensorVersioned){
+        .version.major = DLPACK_MAJOR,
+        .manager_ctx = array,
+        .deleter = is_copy ? free_own : let_go_of_array,
+        .dl_tensor = {
+            .data = is_copy ? memory->own : PyArray_DATA(array),
+            .device.type = DLPACK_CPU,
+            .ndim = ndim,
+            .dtype = dtype,
+            .shape = memory->dims,
+            .strides = memory->dims + ndim,
+        },
+    };
+    return &memory->managed;
+}
+
+static PyObject *tensor_over(const ModuleState *state, PyObject *array, int is_copy) {
     const TorchFacts *facts = &state->torch;
     int place = place_of_numpy(facts, PyArray_DESCR((PyArrayObject *)array));
     /* numpy's strides without elements are others than torch's */
-    if (place < 0 || PyArray_SIZE((PyArrayObject *)array) == 0) {
-        Py_DECREF(array);
-        return NULL;
-    }
-    PyObject *torch_bits = facts->dtypes[place].torch_bits;
-    array = array_as(array, facts->dtypes[place].numpy_bits);
-    PyObject *tensor = array == NULL ? NULL : PyObject_CallOneArg(facts->from_numpy, array);
-    Py_XDECREF(array);
-    return torch_bits == NULL ? tensor : tensor_as(state, tensor, facts->dtypes[place].torch);
+    if (place < 0 || PyArray_SIZE((PyArrayObject *)array) == 0) return NULL;
+    DLManagedTensorVersioned *managed = memory_of((PyArrayObject *)array, facts->dtypes[place].torch, is_copy);
+    void *tensor = NULL; /* should torch fail, then it may have released the memory or not: it stays */
+    return managed != NULL && facts->exchange->managed_to_object(managed, &tensor) == 0 ? tensor : NULL;
 }
 
-/* torch_tensor_of() outside of inference mode, which this thread is in. */
-static PyObject *tensor_outside(const ModuleState *state, PyObject *array) {
+PyObject *torch_tensor_of(const ModuleState *state, PyObject *array) {
+    PyObject *tensor = tensor_over(state, array, 0);
+    Py_DECREF(array);
+    return tensor;
+}
+
+/* tensor_over() outside of inference mode, which this thread is in. */
+static PyObject *tensor_outside(const ModuleState *state, PyObject *array, int is_copy) {
     PyObject *const *names = state->names;
     PyObject *context = PyObject_CallOneArg(state->torch.inference, Py_False);
     PyObject *entered = context == NULL ? NULL : PyObject_CallMethodNoArgs(context, names[ENTER]);
     if (entered == NULL) {
         Py_XDECREF(context);
-        Py_DECREF(array);
         return NULL;
     }
-    PyObject *tensor = torch_tensor_of(state, array), *error = PyErr_GetRaisedException();
+    PyObject *tensor = tensor_over(state, array, is_copy), *error = PyErr_GetRaisedException();
     PyObject *exit[] = {context, Py_None, Py_None, Py_None};
     PyObject *left = PyObject_VectorcallMethod(names[EXIT], exit, 4, NULL);
     if (left == NULL) Py_CLEAR(tensor);
@@ -145,12 +179,13 @@ static PyObject *tensor_outside(const ModuleState *state, PyObject *array) {
     return tensor;
 }
 
-PyObject *torch_tensor_received(const ModuleState *state, PyObject *array) {
+PyObject *torch_tensor_received(const ModuleState *state, PyObject *array, int is_copy) {
     PyObject *is_inference = PyObject_CallNoArgs(state->torch.is_inference);
     PyObject *tensor = NULL;
-    if (is_inference == NULL) Py_DECREF(array);
-    else tensor = is_inference == Py_True ? tensor_outside(state, array) : torch_tensor_of(state, array);
+    if (is_inference != NULL)
+        tensor = is_inference == Py_True ? tensor_outside(state, array, is_copy) : tensor_over(state, array, is_copy);
     Py_XDECREF(is_inference);
+    Py_DECREF(array);
     return tensor;
 }
 
@@ -162,51 +197,61 @@ static uint64_t number_from(PyObject *object, PyObject *method) {
     return number;
 }
 
-/* Where a tensor's storage is; -1 with an exception. */
-static int find_storage(const ModuleState *state, PyObject *tensor, uint64_t *address, uint64_t *nbytes) {
-    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
-    if (storage == NULL) return -1;
-    *address = number_from(storage, state->names[STORAGE_ADDRESS]);
-    *nbytes = PyErr_Occurred() ? 0 : number_from(storage, state->names[STORAGE_NBYTES]);
-    Py_DECREF(storage);
-    return PyErr_Occurred() ? -1 : 0;
+/* Whether a method without arguments returns True; -1 with an exception. */
+static int is_so(PyObject *object, PyObject *method) {
+    PyObject *returned = PyObject_CallMethodNoArgs(object, method);
+    int is_true = returned == NULL ? -1 : returned == Py_True;
+    Py_XDECREF(returned);
+    return is_true;
 }
 
-/* The array; NULL with torch's error for every tensor that has no plain memory here, and for one that autograd watches;
- * NULL without one if the dtype is unknown. */
-static PyObject *find_array(const ModuleState *state, PyObject *tensor, uint64_t *address) {
+/* Whether the elements are others than those that lie in memory, as long as nobody asks for them. -1 with an exception. */
+static int is_lazy(const ModuleState *state, PyObject *tensor, DLDataType dtype) {
+    int is_neg = is_so(tensor, state->names[IS_NEG]);
+    return is_neg != 0 || dtype.code != DLPACK_COMPLEX ? is_neg : is_so(tensor, state->names[IS_CONJ]);
+}
+
+/* The bytes of a tensor that lies in the memory of this process without gaps, in row-major order; -1 if it does not. */
+static int64_t contiguous_nbytes(const DLTensor *seen) {
+    int64_t count = 1;
+    if (seen->device.type != DLPACK_CPU || seen->ndim > WIRE_MAX_NDIM || seen->data == NULL) return -1;
+    for (int axis = seen->ndim - 1; axis >= 0; axis--) {
+        if (seen->shape[axis] != 1 && seen->strides[axis] != count) return -1;
+        if (__builtin_mul_overflow(count, seen->shape[axis], &count)) return -1;
+    }
+    return __builtin_mul_overflow(count, seen->dtype.bits / 8, &count) ? -1 : count;
+}
+
+/* An array over what torch shows, which keeps the storage alive: the tensor may get another one at any time. NULL if it is
+ * not in the storage, which may have been made shorter: torch reads whatever is there; the slow path says so. */
+static PyObject *array_in_storage(const ModuleState *state, PyObject *tensor, PyObject *storage, uint64_t *address) {
     const TorchFacts *facts = &state->torch;
-    PyObject *const *names = state->names;
-    PyObject *dtype = PyObject_GetAttr(tensor, names[DTYPE]);
-    int place = dtype == NULL ? -1 : place_of_torch(facts, dtype);
-    Py_XDECREF(dtype);
-    if (place < 0) return NULL;
-    PyObject *as_bits = tensor_as(state, Py_NewRef(tensor), facts->dtypes[place].torch_bits);
-    PyObject *array = as_bits == NULL ? NULL : PyObject_CallMethodNoArgs(as_bits, names[AS_NUMPY]);
-    Py_XDECREF(as_bits);
-    if (array != NULL && !PyArray_CheckExact(array)) Py_CLEAR(array);
-    if (array != NULL && facts->dtypes[place].numpy_bits != NULL) array = array_as(array, facts->dtypes[place].numpy);
-    uint64_t first, nbytes;
+    uint64_t first = number_from(storage, state->names[STORAGE_ADDRESS]);
+    uint64_t nbytes = PyErr_Occurred() ? 0 : number_from(storage, state->names[STORAGE_NBYTES]);
+    DLTensor seen;
+    if (PyErr_Occurred() || facts->exchange->look_at_object(tensor, &seen) != 0) return NULL;
+    int place = place_of_torch(facts, seen.dtype);
+    int64_t length = place < 0 ? -1 : contiguous_nbytes(&seen);
+    uint64_t start = (uintptr_t)seen.data + seen.byte_offset;
+    if (length <= 0 || start < first || (uint64_t)length > nbytes || start - first > nbytes - (uint64_t)length) return NULL;
+    npy_intp dims[WIRE_MAX_NDIM];
+    for (int axis = 0; axis < seen.ndim; axis++) dims[axis] = seen.shape[axis];
+    DLDataType dtype = seen.dtype; /* of all else torch may show something new from here on */
+    PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(facts->dtypes[place].numpy), seen.ndim,
+                                           dims, NULL, (void *)(uintptr_t)start, NPY_ARRAY_CARRAY, NULL);
     if (array == NULL) return NULL;
-    /* torch reads whatever is there when a storage was made shorter; the slow path says so. From here on it cannot be
-     * made shorter: torch forbids that for the storage of what is an array, too. */
-    uint64_t start = (uintptr_t)PyArray_DATA((PyArrayObject *)array);
-    uint64_t length = (uint64_t)PyArray_NBYTES((PyArrayObject *)array);
-    int is_there = PyArray_IS_C_CONTIGUOUS((PyArrayObject *)array) && find_storage(state, tensor, &first, &nbytes) == 0 &&
-                   start >= first && length <= nbytes && start - first <= nbytes - length;
-    if (!is_there) Py_CLEAR(array);
+    if (PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(storage)) < 0 || is_lazy(state, tensor, dtype) != 0)
+        Py_CLEAR(array);
     else *address = first;
     return array;
 }
 
-/* An array of the numpy dtype of ours over a tensor's memory, which keeps the tensor alive, and the address of its storage;
- * NULL if the slow path is needed, or with an exception. */
+/* An array of the numpy dtype of ours over a tensor's memory, which it keeps alive, and the address of its storage; NULL if
+ * the slow path is needed, or with an exception. */
 static PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address) {
-    PyObject *watched = PyObject_GetAttr(tensor, state->names[REQUIRES_GRAD]);
-    PyObject *plain = watched == Py_True ? PyObject_CallMethodNoArgs(tensor, state->names[DETACH]) : Py_XNewRef(tensor);
-    PyObject *array = watched == NULL || plain == NULL ? NULL : find_array(state, plain, address);
-    Py_XDECREF(watched);
-    Py_XDECREF(plain);
+    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
+    PyObject *array = storage == NULL ? NULL : array_in_storage(state, tensor, storage, address);
+    Py_XDECREF(storage);
     /* The slow path says what is wrong. Not an interrupt: it is no Exception. */
     if (array == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) &&
         !PyErr_ExceptionMatches(PyExc_MemoryError))

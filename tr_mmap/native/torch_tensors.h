@@ -20,8 +20,9 @@ int is_torch_tensor(const ModuleState *state, PyObject *object);
  * fails. NULL if the slow path is needed, or with an exception. */
 PyObject *torch_tensor_of(const ModuleState *state, PyObject *array);
 
-/* The same for a received one. It is no inference tensor, whatever mode this thread is in: it may be another thread's. */
-PyObject *torch_tensor_received(const ModuleState *state, PyObject *array);
+/* The same for a received one, or a copy of it. It is no inference tensor, whatever mode this thread is in: it may be
+ * another thread's. */
+PyObject *torch_tensor_received(const ModuleState *state, PyObject *array, int is_copy);
 
 /* An array itself, or one of the numpy dtype of ours over the memory of a torch tensor, which it keeps alive; a new
  * reference. NULL if the slow path is needed, or with an exception. The slow path is needed for a large loan of torch's

@@ -23,7 +23,7 @@ from ..native import freeze, loan_of
 from ..tsr import dtypes, tensors
 from ..tsr.header import MAX_NBYTES
 from ..wire.header import MAX_NDIM, PAYLOAD_ALIGNMENT_NBYTES
-from ..wire.segments import PAYLOAD_OFFSET
+from ..wire.segments import PAYLOAD_OFFSET, PRIVATE_COPY_NBYTES
 from .segment import Layout, Segment
 
 __all__ = ["TorchLoans", "describe", "forbid_writing", "layout_of", "sizes_of"]
@@ -98,7 +98,8 @@ class TorchLoans:
         dtype, _, offset = segment.loaned_layout
         root: Any = array.base
         tensor: Any = tensors.as_torch(array, dtype)
-        self._by_address[segment.address + offset] = tensor.untyped_storage()._cdata, weakref.ref(root)
+        if array.nbytes > PRIVATE_COPY_NBYTES:  # smaller ones are copied as any other tensor
+            self._by_address[segment.address + offset] = tensor.untyped_storage()._cdata, weakref.ref(root)
         return tensor
 
     def find(self, tensor: Any) -> Segment | None:

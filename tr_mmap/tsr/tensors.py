@@ -46,6 +46,12 @@ _BITS: Final[dict[DType, np.dtype[Any]]] = {by_name("bfloat16"): np.dtype("<u2")
     by_name(f"float8_{kind}"): np.dtype("u1") for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz", "e8m0fnu")
 }
 
+# What DLPack calls the kinds of elements, by the dtype's name without its bits; float8 has a kind for each variant.
+_DLPACK_KINDS: Final = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "complex": 5, "bool": 6} | {
+    f"float8_{kind}": code
+    for kind, code in (("e4m3fn", 10), ("e4m3fnuz", 11), ("e5m2", 12), ("e5m2fnuz", 13), ("e8m0fnu", 14))
+}
+
 _told: Final[set[DType]] = set()  # the fast paths know how these cross
 
 
@@ -331,15 +337,17 @@ def _tell_fast_paths(dtype: DType, torch: Any) -> None:
     """Tell once how torch's tensors of a dtype cross."""
     if dtype in _told:
         return
-    bits = _BITS.get(dtype)
+    _told.add(dtype)
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    kind = _DLPACK_KINDS.get(dtype.name if "_" in dtype.name else dtype.name.rstrip("0123456789"))
+    if exchange is None or kind is None:  # torch before 2.10 has none: its tensors take the slow path
+        return
     try:
         in_numpy = dtype.numpy
     except MissingPackage:  # then no segment has such a tensor
         return
-    torch_bits = None if bits is None else getattr(torch, bits.name)
-    of_torch = torch.Tensor, torch.from_numpy, torch.is_inference_mode_enabled, torch.inference_mode
-    learn_torch(of_torch, dtype.torch, in_numpy, torch_bits, bits)
-    _told.add(dtype)
+    of_torch = torch.Tensor, torch.nn.Parameter, exchange, torch.is_inference_mode_enabled, torch.inference_mode
+    learn_torch(of_torch, kind, in_numpy)
 
 
 def _is_cut_off(tensor: Any) -> bool:
