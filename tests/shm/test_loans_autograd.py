@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from segment_sides import Sides, lend
 
 from tr_mmap import PythonSession
 from tr_mmap.native import drain
-from tr_mmap.tsr import tensors
+from tr_mmap.shm import segment as segment_module
 
 COUNT = 20_480  # a small loan would be copied
 VALUES = list(range(COUNT))
@@ -141,11 +142,13 @@ def test_an_optimizer_goes_on_with_a_parameter_that_was_sent(sides: Sides) -> No
     assert sent == [[value - step for value in VALUES] for step in range(3)]
 
 
-def test_where_torch_refuses_to_move_a_loan_its_pages_become_private(
+def test_where_no_twin_can_be_had_the_pages_of_a_loan_become_private(
     sides: Sides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever else torch may refuse in a later release."""
-    monkeypatch.setattr(tensors, "has_fixed_storage", lambda _: False)
+    def refuse(*_: object) -> object:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(segment_module, "make_twin", refuse)
     for kind in (inference, requires_grad, parameter):
         loan = kind(sides)
         segment = sides.pool.publish(loan)

@@ -28,6 +28,8 @@ room knows bytes, arrays and semaphores; it never knows sessions.
     tells the fast paths how torch's tensors of a dtype cross; until then these take the slow path.
 ``has_as_many_colons``
     the quick check that shows for most messages that no key is there twice.
+``make_twin``
+    the copy-on-write mapping that comes to the place of a loan when it was published; None in plain Python.
 ``map_file``, ``copy``
     map part of a file, without the descriptor that Python's ``mmap`` keeps; copy bytes into mapped memory in one pass.
 ``quick_load``
@@ -73,6 +75,7 @@ __all__ = [
     "has_as_many_colons",
     "learn_torch",
     "loan_of",
+    "make_twin",
     "map_file",
     "quick_load",
     "set_member",
@@ -107,6 +110,7 @@ if IS_COMPILED:
             has_as_many_colons,
             learn_torch,
             loan_of,
+            make_twin,
             map_file,
             quick_load,
             set_member,
@@ -137,6 +141,7 @@ if not IS_COMPILED and not TYPE_CHECKING:
         has_as_many_colons,
         learn_torch,
         loan_of,
+        make_twin,
         map_file,
         quick_load,
         set_member,

@@ -107,6 +107,7 @@ static OwnerSegment *take(FreeLists *self, SegmentPredicate matches, void *wante
         uint64_t lease = strongest_lease(&segment->base);
         if (lease != WIRE_LEASE_HELD) lease = clear_seq(&segment->base, 0);
         if (lease != WIRE_LEASE_FREE && lease != WIRE_LEASE_HELD) return NULL; /* the slow path retires it */
+        if (lease == WIRE_LEASE_FREE && !owner_segment_make_shared(segment)) return NULL;
         if (lease == WIRE_LEASE_HELD && PyList_Append(self->viewed, (PyObject *)segment) < 0) return NULL;
         remove_last(free_list);
         if (lease == WIRE_LEASE_FREE) {
@@ -148,11 +149,12 @@ static int add_size(WantedLoan *wanted, PyObject *size) {
     return 1;
 }
 
-/* Reads an int, or a tuple of ints; 0 for any other shape, for reading it could run code of the caller's. */
-static int parse_wanted_loan(WantedLoan *wanted, PyObject *shape, PyObject *dtype) {
+/* Reads an int, or a tuple of ints, as torch's shapes are, too; 0 for any other shape, for reading it could run code of the
+ * caller's. */
+static int parse_wanted_loan(const ModuleState *state, WantedLoan *wanted, PyObject *shape, PyObject *dtype) {
     wanted->ndim = 0;
     wanted->dtype = dtype;
-    if (!PyTuple_CheckExact(shape)) return add_size(wanted, shape);
+    if (!PyTuple_CheckExact(shape) && (PyObject *)Py_TYPE(shape) != state->torch.size_type) return add_size(wanted, shape);
     for (Py_ssize_t index = 0; index < PyTuple_GET_SIZE(shape); index++)
         if (!add_size(wanted, PyTuple_GET_ITEM(shape, index))) return 0;
     return 1;
@@ -186,14 +188,17 @@ static int is_whole_loan(const FreeLists *self, const OwnerSegment *segment, PyO
            owner_segment_is_whole(segment, array);
 }
 
-/* Publish a loan in place and hold its segment once more; 0 if the slow path is needed: other views can still
- * write to it, so the slow path copies it. */
+/* Publish a loan in place and hold its segment once more; 0 if the slow path is needed. Where other views can still write
+ * to it, they get memory of their own. */
 static int publish_loan(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     if (!is_whole_loan(self, segment, array)) return 0;
     if (!segment->is_published) {
-        if (freeze_loan(self->state, array)) return 0;
+        int is_open = segment->is_torch_loan || freeze_loan(self->state, array);
+        if (is_open && !owner_segment_make_private(segment)) return 0;
         publish(self, segment);
         segment->is_published = 1;
+    } else if (segment->is_private) {
+        return 0; /* the borrower may have changed its own copy since */
     }
     segment->holds++;
     return 1;
@@ -384,10 +389,11 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
 
 /* A loaned array as a torch tensor; takes over the reference to the array. NULL with an exception, or if the slow path is
  * needed. */
-static PyObject *loan_to_torch(FreeLists *self, const OwnerSegment *segment, PyObject *array) {
+static PyObject *loan_to_torch(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     const char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
     int is_small = segment->array_layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES; /* it will be copied as any other tensor */
     PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
+    if (!is_small) segment->is_torch_loan = 1;
     if (tensor != NULL && !is_small && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
     Py_DECREF(root);
     return tensor;
@@ -406,7 +412,7 @@ static PyObject *py_quick_loan(FreeLists *self, PyObject *const *arguments, Py_s
     Framework framework = framework_of(self->state, arguments[2]);
     int is_torch = framework == FRAMEWORK_TORCH && self->state->torch.tensor_type != NULL;
     if (!can_take_fast_path(self) || (framework != FRAMEWORK_NUMPY && !is_torch) ||
-        !parse_wanted_loan(&wanted, arguments[0], arguments[1]))
+        !parse_wanted_loan(self->state, &wanted, arguments[0], arguments[1]))
         Py_RETURN_NONE;
     OwnerSegment *segment = take(self, matches_wanted_loan, &wanted);
     if (segment == NULL) return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);

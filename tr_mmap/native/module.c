@@ -6,6 +6,7 @@
 #include "sent_results.h"
 #include "torch_tensors.h"
 #include "traffic.h"
+#include "twin.h"
 
 #include <pthread.h>
 
@@ -64,6 +65,7 @@ static PyMethodDef functions[] = {
     {"has_as_many_colons", (PyCFunction)(void (*)(void))py_has_as_many_colons, METH_FASTCALL, has_as_many_colons_doc},
     {"learn_torch", (PyCFunction)(void (*)(void))py_learn_torch, METH_FASTCALL, learn_torch_doc},
     {"loan_of", py_loan_of, METH_O, loan_of_doc},
+    {"make_twin", py_make_twin, METH_VARARGS, make_twin_doc},
     {"map_file", py_map_file, METH_VARARGS, map_file_doc},
     {"quick_load", py_quick_load, METH_VARARGS, quick_load_doc},
     {"view_of", py_view_of, METH_O, view_of_doc},
@@ -99,6 +101,7 @@ static const struct {
     TYPE(pending, NO_BASE, 1),
     TYPE(sent_results, NO_BASE, 1),
     TYPE(turn, NO_BASE, 1),
+    TYPE(twin, NO_BASE, 0),
     TYPE(view, NO_BASE, 0),
 };
 

@@ -51,6 +51,7 @@ static int owner_segment_traverse(OwnerSegment *self, visitproc visit, void *arg
     Py_VISIT(self->layout);
     Py_VISIT(self->loaned_layout);
     Py_VISIT(self->array_layout.dtype);
+    Py_VISIT(self->twin);
     return 0;
 }
 
@@ -62,6 +63,7 @@ static int owner_segment_clear(OwnerSegment *self) {
     Py_CLEAR(self->layout);
     Py_CLEAR(self->loaned_layout);
     Py_CLEAR(self->array_layout.dtype);
+    Py_CLEAR(self->twin);
     return 0;
 }
 
@@ -174,6 +176,7 @@ PyObject *owner_segment_loan(OwnerSegment *self) {
         return NULL;
     }
     self->is_published = 0;
+    self->is_torch_loan = 0;
     Py_XSETREF(self->loaned_layout, Py_NewRef(loan->layout)); /* last, for the end of the old one may run code */
     return array;
 }
@@ -189,6 +192,34 @@ static PyObject *py_loan(OwnerSegment *self, PyObject *unused) {
     return NULL;
 }
 
+int owner_segment_make_private(OwnerSegment *self) {
+    if (!self->is_private && is_twin(self->base.state, self->twin)) self->is_private = (char)twin_come(self->twin);
+    return self->is_private;
+}
+
+int owner_segment_make_shared(OwnerSegment *self) {
+    if (self->is_private && is_twin(self->base.state, self->twin)) self->is_private = !twin_go(self->twin);
+    return !self->is_private;
+}
+
+PyDoc_STRVAR(let_twin_come_doc,
+             "let_twin_come()\n--\n\nMake the borrower's memory its own, under all views of it, by the twin.\n\n"
+             "Returns:\n    Whether it is by now; False if there is no twin, or the kernel cannot do it.");
+
+static PyObject *py_let_twin_come(OwnerSegment *self, PyObject *unused) {
+    (void)unused;
+    return PyBool_FromLong(owner_segment_make_private(self));
+}
+
+PyDoc_STRVAR(let_twin_go_doc,
+             "let_twin_go()\n--\n\nUndo let_twin_come(). There must be no array over the payload any more.\n\n"
+             "Returns:\n    Whether the place is shared by now.");
+
+static PyObject *py_let_twin_go(OwnerSegment *self, PyObject *unused) {
+    (void)unused;
+    return PyBool_FromLong(owner_segment_make_shared(self));
+}
+
 int owner_segment_is_whole(const OwnerSegment *self, PyObject *array) {
     return array_layout_matches(&self->array_layout, array) &&
            PyArray_DATA((PyArrayObject *)array) == (char *)self->base.buffer.buf + self->array_layout.offset;
@@ -199,6 +230,8 @@ static PyMethodDef owner_segment_methods[] = {
     {"clear_layout", (PyCFunction)py_clear_layout, METH_NOARGS, clear_layout_doc},
     {"release", (PyCFunction)py_release, METH_NOARGS, release_doc},
     {"restore", (PyCFunction)(void (*)(void))py_restore, METH_FASTCALL, restore_doc},
+    {"let_twin_come", (PyCFunction)py_let_twin_come, METH_NOARGS, let_twin_come_doc},
+    {"let_twin_go", (PyCFunction)py_let_twin_go, METH_NOARGS, let_twin_go_doc},
     {"loan", (PyCFunction)py_loan, METH_NOARGS, loan_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -213,6 +246,9 @@ static PyMemberDef owner_segment_members[] = {
     {"holds", T_PYSSIZET, offsetof(OwnerSegment, holds), 0, "how many tags, messages and loans need its content"},
     {"last_take", T_PYSSIZET, offsetof(OwnerSegment, last_take), 0, "when it was last taken, by its pool's count"},
     {"is_published", T_BOOL, offsetof(OwnerSegment, is_published), 0, "whether the loan was published"},
+    {"twin", T_OBJECT, offsetof(OwnerSegment, twin), 0, "of the mapping of its payload; None for none"},
+    {"is_torch_loan", T_BOOL, offsetof(OwnerSegment, is_torch_loan), 0, "whether the loan is a torch tensor"},
+    {"is_private", T_BOOL, offsetof(OwnerSegment, is_private), 0, "whether the place of its payload is the borrower's own"},
     {"is_slot", T_BOOL, offsetof(OwnerSegment, is_slot), 0, "whether its file is not its own"},
     {"is_header_current", T_BOOL, offsetof(OwnerSegment, is_header_current), 0, "whether the header has the layout"},
     {NULL, 0, 0, 0, NULL},

@@ -37,6 +37,7 @@ enum { MAX_TORCH_DTYPES = 32 }; /* more than the table of dtypes has */
 /* What Python has told of torch. */
 typedef struct {
     PyObject *tensor_type, *parameter_type; /* NULL before it has */
+    PyObject *size_type;                    /* a tuple of a shape */
     PyObject *is_inference, *inference;     /* functions that tell of, and that set, inference mode */
     const DLPackExchange *exchange;         /* the tensor type keeps it */
     struct {
@@ -50,7 +51,7 @@ typedef struct {
     PyObject *module; /* whose state this is; borrowed */
     PyTypeObject *controller_fast_path, *counters, *endpoint, *free_lists, *heartbeat, *lease_words, *loan, *mapping, *ring,
         *mirror, *owner_segment, *pending, *reader_segment, *semaphore,
-        *sent_results, *turn, *view, *worker_fast_path;
+        *sent_results, *turn, *twin, *view, *worker_fast_path;
     PyObject *names[ATTRIBUTES];
     TorchFacts torch;
 } ModuleState;

@@ -31,21 +31,21 @@ const char learn_torch_doc[] =
     "learn_torch(torch, kind, numpy_dtype, /)\n--\n\n"
     "Learn how torch's tensors of a dtype cross, which takes the fast path from then on.\n\n"
     "Args:\n"
-    "    torch: the module's Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, is_inference_mode_enabled and\n"
+    "    torch: the module's Tensor, nn.Parameter, Size, Tensor.__dlpack_c_exchange_api__, is_inference_mode_enabled and\n"
     "        inference_mode, in a tuple.\n"
     "    kind: DLPack's code for the elements' kind.\n"
     "    numpy_dtype: the dtype in numpy.";
 
 PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_t count) {
     TorchFacts *facts = &state_of(module)->torch;
-    PyObject *torch[5];
-    if (count != 3 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 5 ||
+    PyObject *torch[6];
+    if (count != 3 || !PyTuple_Check(arguments[0]) || PyTuple_GET_SIZE(arguments[0]) != 6 ||
         !PyLong_Check(arguments[1]) || !PyArray_DescrCheck(arguments[2])) {
         PyErr_SetString(PyExc_TypeError, "learn_torch takes what torch has in a tuple, a number and a dtype");
         return NULL;
     }
-    for (int index = 0; index < 5; index++) torch[index] = PyTuple_GET_ITEM(arguments[0], index);
-    const DLPackExchange *exchange = PyCapsule_GetPointer(torch[2], "dlpack_exchange_api");
+    for (int index = 0; index < 6; index++) torch[index] = PyTuple_GET_ITEM(arguments[0], index);
+    const DLPackExchange *exchange = PyCapsule_GetPointer(torch[3], "dlpack_exchange_api");
     long kind = PyLong_AsLong(arguments[1]);
     npy_intp nbits = 8 * PyDataType_ELSIZE((PyArray_Descr *)arguments[2]);
     if (exchange == NULL || (kind == -1 && PyErr_Occurred())) return NULL;
@@ -61,8 +61,9 @@ PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_
         facts->tensor_type = Py_NewRef(torch[0]);
         facts->parameter_type = Py_NewRef(torch[1]);
         facts->exchange = exchange;
-        facts->is_inference = Py_NewRef(torch[3]);
-        facts->inference = Py_NewRef(torch[4]);
+        facts->size_type = Py_NewRef(torch[2]);
+        facts->is_inference = Py_NewRef(torch[4]);
+        facts->inference = Py_NewRef(torch[5]);
     }
     facts->dtypes[facts->count].torch = dtype;
     facts->dtypes[facts->count].numpy = Py_NewRef(arguments[2]);
@@ -73,6 +74,7 @@ PyObject *py_learn_torch(PyObject *module, PyObject *const *arguments, Py_ssize_
 int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
     Py_VISIT(facts->tensor_type);
     Py_VISIT(facts->parameter_type);
+    Py_VISIT(facts->size_type);
     Py_VISIT(facts->is_inference);
     Py_VISIT(facts->inference);
     for (int index = 0; index < facts->count; index++) Py_VISIT(facts->dtypes[index].numpy);
@@ -82,6 +84,7 @@ int torch_facts_traverse(const TorchFacts *facts, visitproc visit, void *arg) {
 void torch_facts_clear(TorchFacts *facts) {
     Py_CLEAR(facts->tensor_type);
     Py_CLEAR(facts->parameter_type);
+    Py_CLEAR(facts->size_type);
     Py_CLEAR(facts->is_inference);
     Py_CLEAR(facts->inference);
     while (facts->count > 0) Py_CLEAR(facts->dtypes[--facts->count].numpy);
@@ -222,9 +225,26 @@ static int64_t contiguous_nbytes(const DLTensor *seen) {
     return __builtin_mul_overflow(count, seen->dtype.bits / 8, &count) ? -1 : count;
 }
 
-/* An array over what torch shows, which keeps the storage alive: the tensor may get another one at any time. NULL if it is
- * not in the storage, which may have been made shorter: torch reads whatever is there; the slow path says so. */
-static PyObject *array_in_storage(const ModuleState *state, PyObject *tensor, PyObject *storage, uint64_t *address) {
+/* The array that a loan's storage keeps; NULL if it is none, or with an exception. The loan may have ended, and the address
+ * be another's by now. */
+static PyObject *root_of_loan(const ModuleState *state, PyObject *torch_loans, PyObject *storage, uint64_t address) {
+    PyObject *key = PyLong_FromUnsignedLongLong(address);
+    PyObject *noted = key == NULL ? NULL : Py_XNewRef(PyDict_GetItemWithError(torch_loans, key)), *root = NULL;
+    Py_XDECREF(key);
+    PyObject *identity = noted == NULL ? NULL : PyObject_GetAttr(storage, state->names[STORAGE_IDENTITY]);
+    if (identity != NULL && PyTuple_CheckExact(noted) && PyTuple_GET_SIZE(noted) == 2 &&
+        PyObject_RichCompareBool(identity, PyTuple_GET_ITEM(noted, 0), Py_EQ) == 1 &&
+        PyWeakref_Check(PyTuple_GET_ITEM(noted, 1)))
+        PyWeakref_GetRef(PyTuple_GET_ITEM(noted, 1), &root);
+    Py_XDECREF(identity);
+    Py_XDECREF(noted);
+    return root;
+}
+
+/* An array over what torch shows. It keeps the storage alive, because the tensor may get another one at any time; that of a
+ * large loan is a view of the loan's. NULL if it is not in the storage, which may have been made shorter: torch reads
+ * whatever is there, and the slow path says so. */
+static PyObject *array_in_storage(const ModuleState *state, PyObject *tensor, PyObject *storage, PyObject *torch_loans) {
     const TorchFacts *facts = &state->torch;
     uint64_t first = number_from(storage, state->names[STORAGE_ADDRESS]);
     uint64_t nbytes = PyErr_Occurred() ? 0 : number_from(storage, state->names[STORAGE_NBYTES]);
@@ -240,36 +260,24 @@ static PyObject *array_in_storage(const ModuleState *state, PyObject *tensor, Py
     PyObject *array = PyArray_NewFromDescr(&PyArray_Type, (PyArray_Descr *)Py_NewRef(facts->dtypes[place].numpy), seen.ndim,
                                            dims, NULL, (void *)(uintptr_t)start, NPY_ARRAY_CARRAY, NULL);
     if (array == NULL) return NULL;
-    if (PyArray_SetBaseObject((PyArrayObject *)array, Py_NewRef(storage)) < 0 || is_lazy(state, tensor, dtype) != 0)
+    int is_loan = length > WIRE_PRIVATE_COPY_NBYTES && PyDict_GET_SIZE(torch_loans) > 0; /* perhaps */
+    PyObject *root = is_loan ? root_of_loan(state, torch_loans, storage, first) : NULL;
+    if (PyErr_Occurred() || PyArray_SetBaseObject((PyArrayObject *)array, root != NULL ? root : Py_NewRef(storage)) < 0 ||
+        is_lazy(state, tensor, dtype) != 0)
         Py_CLEAR(array);
-    else *address = first;
-    return array;
-}
-
-/* An array of the numpy dtype of ours over a tensor's memory, which it keeps alive, and the address of its storage; NULL if
- * the slow path is needed, or with an exception. */
-static PyObject *array_of_torch_tensor(const ModuleState *state, PyObject *tensor, uint64_t *address) {
-    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
-    PyObject *array = storage == NULL ? NULL : array_in_storage(state, tensor, storage, address);
-    Py_XDECREF(storage);
-    /* The slow path says what is wrong. Not an interrupt: it is no Exception. */
-    if (array == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) &&
-        !PyErr_ExceptionMatches(PyExc_MemoryError))
-        PyErr_Clear();
     return array;
 }
 
 PyObject *array_of_tensor(const ModuleState *state, PyObject *tensor, PyObject *torch_loans) {
     if (PyArray_CheckExact(tensor)) return Py_NewRef(tensor);
-    uint64_t address = 0;
-    PyObject *array = is_torch_tensor(state, tensor) ? array_of_torch_tensor(state, tensor, &address) : NULL;
-    if (array == NULL || PyArray_NBYTES((PyArrayObject *)array) <= WIRE_PRIVATE_COPY_NBYTES ||
-        PyDict_GET_SIZE(torch_loans) == 0)
-        return array;
-    PyObject *key = PyLong_FromUnsignedLongLong(address);
-    int is_loan = key == NULL ? -1 : PyDict_Contains(torch_loans, key);
-    Py_XDECREF(key);
-    if (is_loan != 0) Py_CLEAR(array);
+    if (!is_torch_tensor(state, tensor)) return NULL;
+    PyObject *storage = PyObject_CallMethodNoArgs(tensor, state->names[UNTYPED_STORAGE]);
+    PyObject *array = storage == NULL ? NULL : array_in_storage(state, tensor, storage, torch_loans);
+    Py_XDECREF(storage);
+    /* The slow path says what is wrong. Not an interrupt: it is no Exception. */
+    if (array == NULL && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_Exception) &&
+        !PyErr_ExceptionMatches(PyExc_MemoryError))
+        PyErr_Clear();
     return array;
 }
 

@@ -25,9 +25,8 @@ PyObject *torch_tensor_of(const ModuleState *state, PyObject *array);
 PyObject *torch_tensor_received(const ModuleState *state, PyObject *array, int is_copy);
 
 /* An array itself, or one of the numpy dtype of ours over the memory of a torch tensor, which it keeps alive; a new
- * reference. NULL if the slow path is needed, or with an exception. The slow path is needed for a large loan of torch's
- * (`torch_loans` has their addresses). A small one is copied as any other tensor: its memory would have to become
- * copy-on-write. */
+ * reference. NULL if the slow path is needed, or with an exception. `torch_loans` has the large loans of torch's; a small
+ * one is copied as any other tensor: that takes less time than to make its memory copy-on-write. */
 PyObject *array_of_tensor(const ModuleState *state, PyObject *tensor, PyObject *torch_loans);
 
 /* The same of all in a tuple. */

@@ -1,9 +1,9 @@
 """Loans: arrays and tensors that live in segments, so that publishing them copies nothing. Never publishes one.
 
-After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only; a torch tensor
-moves to a copy-on-write mapping. If the borrower has other views of the memory, or if autograd or inference mode
-watches the tensor, the pages themselves become copy-on-write, under all views at once. torch notices nothing of that.
-It costs a page fault for every page when the segment is used again, so it is done only where it must be.
+After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only. A torch tensor
+cannot, nor can views that we do not know: under these, a copy-on-write mapping of the file takes the place of the shared
+one, which waits elsewhere with its pages until the loan is over. Nobody notices anything of that, torch and autograd
+included.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ..base import system
 from ..errors import UnsupportedTensor
 from ..native import freeze, loan_of
 from ..tsr import dtypes, tensors
@@ -99,6 +98,7 @@ class TorchLoans:
         root: Any = array.base
         tensor: Any = tensors.as_torch(array, dtype)
         if array.nbytes > PRIVATE_COPY_NBYTES:  # smaller ones are copied as any other tensor
+            segment.is_torch_loan = True
             self._by_address[segment.address + offset] = tensor.untyped_storage()._cdata, weakref.ref(root)
         return tensor
 
@@ -139,37 +139,5 @@ def layout_of(tensor: Any, segment: Segment) -> Layout | None:
 
 def forbid_writing(tensor: Any, segment: Segment) -> None:
     """From now on no store of the borrower reaches the segment, through any view of the loan."""
-    if isinstance(tensor, np.ndarray):
-        if freeze(tensor):
-            segment.make_private()
-    elif tensors.has_fixed_storage(tensor) or _has_other_tensors(tensor) or not _move(tensor, segment):
+    if not isinstance(tensor, np.ndarray) or freeze(tensor):
         segment.make_private()
-
-
-def _move(tensor: Any, segment: Segment) -> bool:
-    """Move the loan to a copy-on-write mapping of its own; False if torch cannot move it."""
-    try:
-        fd = system.open_file(segment.path)
-    except FileNotFoundError:
-        segment.check_own(None)
-        raise
-    try:
-        segment.check_own(fd)
-        private = system.map_private(fd, len(segment.buffer))
-    finally:
-        system.close(fd)
-    # A page of this mapping shows the file's until the borrower stores into it. So the segment stays on loan for as
-    # long as this mapping lives.
-    system.keep(private, tensor.untyped_storage())
-    return tensors.move_torch_storage(tensor, private, PAYLOAD_OFFSET)
-
-
-def _has_other_tensors(tensor: Any) -> bool:
-    """Whether tensors that we cannot reach from this one share its storage."""
-    import torch
-
-    count_of = getattr(torch._C, "_storage_Use_Count", None)
-    if count_of is None:
-        return True  # this torch cannot tell
-    storage = tensor.untyped_storage()  # counts itself
-    return bool(count_of(storage._cdata) > 2 + (tensor._base is not None))

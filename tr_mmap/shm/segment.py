@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..base import system
 from ..base.fork_safety import this_process
 from ..base.system import KnownDir, check_limit
 from ..errors import HostilePath, SessionNotStarted
-from ..native import OwnerSegment
+from ..native import OwnerSegment, make_twin
 from ..tsr import tensors
 from ..tsr.dtypes import DType
 from ..wire.header import LEASE_FREE, LEASE_HELD, LINE_WORDS, LINES_WORD
@@ -90,7 +91,6 @@ class Segment(OwnerSegment):
         "inode",
         "is_counted",
         "is_populated",
-        "is_private",
         "is_tainted",
         "key",
         "path",
@@ -127,7 +127,6 @@ class Segment(OwnerSegment):
         self.key = self.capacity if slab is None else -SLOT_NBYTES
         self.is_counted = False
         self.header_layout: Layout | None = None
-        self.is_private = False  # our mapping of the payload is private: see make_private
         self.is_tainted = False  # an unknown process may have a view: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
 
@@ -145,14 +144,21 @@ class Segment(OwnerSegment):
         self.words[LINES_WORD + line * LINE_WORDS] = LEASE_FREE
 
     def make_private(self) -> None:
-        """Make our mapping of the payload copy-on-write: arrays over it keep their content, and stores stay here."""
-        self.is_private = True  # first: if an interrupt comes now, the mapping is still shared, which does no harm
-        self._remap(private=True)
-        self.clear_layout()
+        """Make the place of our payload copy-on-write: arrays over it keep their content, and stores stay here.
+
+        Its pages wait elsewhere meanwhile. Where the kernel, or a limit, does not let us do that, they are faulted in
+        again when the segment is filled again.
+        """
+        if self.twin is None:
+            self.twin = self._with_file(self._make_twin)
+        if not self.let_twin_come():
+            self.is_private = True  # first: if an interrupt comes now, the mapping is still shared, which does no harm
+            self._remap(private=True)
+            self.clear_layout()
 
     def make_fillable(self) -> None:
         """Undo :meth:`make_private`, and populate the pages. There must be no array over the mapping any more."""
-        if self.is_private:
+        if not self.let_twin_go():
             self._remap(private=False)
             self.is_private = False
             self.is_populated = False
@@ -169,7 +175,16 @@ class Segment(OwnerSegment):
                 f"{self.path} was removed or replaced while the session lived; close() this session, and start another"
             )
 
+    def _make_twin(self, fd: int) -> object:
+        try:
+            return make_twin(self.buffer[PAYLOAD_OFFSET:], fd, PAYLOAD_OFFSET)
+        except OSError:  # too many mappings, say
+            return None
+
     def _remap(self, *, private: bool) -> None:
+        self._with_file(lambda fd: system.map_again(self.buffer[PAYLOAD_OFFSET:], fd, PAYLOAD_OFFSET, private=private))
+
+    def _with_file(self, use: Callable[[int], object]) -> object:
         try:
             fd = system.open_file(self.path, write=True)
         except FileNotFoundError:
@@ -177,7 +192,7 @@ class Segment(OwnerSegment):
             raise
         try:
             self.check_own(fd)
-            system.map_again(self.buffer[PAYLOAD_OFFSET:], fd, PAYLOAD_OFFSET, private=private)
+            return use(fd)
         finally:
             system.close(fd)
 

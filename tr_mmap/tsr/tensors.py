@@ -30,10 +30,8 @@ __all__ = [
     "as_torch",
     "copy_into",
     "from_buffer",
-    "has_fixed_storage",
     "is_little_endian",
     "is_plain_torch",
-    "move_torch_storage",
     "received_torch",
     "to_array",
     "unguarded_torch",
@@ -232,51 +230,6 @@ def received_torch(array: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
         return make(array, dtype)
 
 
-def has_fixed_storage(tensor: torch.Tensor) -> bool:
-    """Whether torch forbids to move this tensor to another storage, or would notice.
-
-    Autograd refuses the move of a leaf that requires grad, and an inference tensor refuses it outside inference mode. A
-    subclass may do anything.
-    """
-    import torch
-
-    return any(
-        type(each) is not torch.Tensor or each.requires_grad or each.is_inference()
-        for each in (tensor, tensor._base)
-        if each is not None
-    )
-
-
-def move_torch_storage(tensor: torch.Tensor, buffer: memoryview, offset: int) -> bool:
-    """Move a tensor, and the one that it is a view of, to another buffer that has the same bytes.
-
-    Args:
-        tensor: strided, on the CPU.
-        buffer: writable.
-        offset: where in the buffer the bytes of the tensor's old storage begin.
-
-    Returns:
-        True if they were moved; False if torch cannot do it: both tensors then show the same bytes as before.
-    """
-    import torch
-
-    # A tensor that autograd saved for the backward pass must keep its version, or that pass fails. The values stay what
-    # they were.
-    keep_version = getattr(torch.autograd, "_unsafe_preserve_version_counter", None)
-    if keep_version is None:
-        return False  # an old torch
-    nbytes = tensor.untyped_storage().nbytes()
-    storage = torch.from_numpy(np.frombuffer(buffer, np.uint8, nbytes, offset)).untyped_storage()
-    try:
-        for each in (tensor, tensor._base):
-            if each is not None:
-                with keep_version(each):
-                    each.set_(storage, each.storage_offset(), each.size(), each.stride())
-    except RuntimeError:
-        return False
-    return True
-
-
 def _to_array_slow(tensor: object) -> tuple[DType, np.ndarray[Any, Any]]:
     torch = sys.modules.get("torch")
     # "Tensor" is missing while another thread is in the middle of importing torch.
@@ -346,8 +299,8 @@ def _tell_fast_paths(dtype: DType, torch: Any) -> None:
         in_numpy = dtype.numpy
     except MissingPackage:  # then no segment has such a tensor
         return
-    of_torch = torch.Tensor, torch.nn.Parameter, exchange, torch.is_inference_mode_enabled, torch.inference_mode
-    learn_torch(of_torch, kind, in_numpy)
+    types = torch.Tensor, torch.nn.Parameter, torch.Size
+    learn_torch((*types, exchange, torch.is_inference_mode_enabled, torch.inference_mode), kind, in_numpy)
 
 
 def _is_cut_off(tensor: Any) -> bool:

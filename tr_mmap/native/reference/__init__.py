@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .heartbeat import Heartbeat
 from .lease_words import KEEPS_STORES_IN_ORDER, LeaseWords, set_member
-from .memory import copy, learn_torch, map_file, quick_load
+from .memory import copy, learn_torch, make_twin, map_file, quick_load
 from .mirror import Mirror
 from .ring import Ring, has_as_many_colons
 from .segments import FreeLists, OwnerSegment, ReaderSegment, drain, finished, freeze, loan_of, view_of
@@ -35,6 +35,7 @@ __all__ = [
     "freeze",
     "has_as_many_colons",
     "learn_torch",
+    "make_twin",
     "loan_of",
     "map_file",
     "quick_load",

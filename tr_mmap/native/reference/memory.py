@@ -10,11 +10,15 @@ import numpy as np
 
 from ..libc import MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, libc, mmap
 
-__all__ = ["copy", "learn_torch", "map_file", "quick_load"]
+__all__ = ["copy", "learn_torch", "make_twin", "map_file", "quick_load"]
 
 
 def learn_torch(*_: Any) -> None:
     """Learn how torch's tensors of a dtype cross. There is no fast path here that has to know."""
+
+
+def make_twin(*_: Any) -> None:
+    """Make the copy-on-write twin of a mapping. Here there are none: its place is mapped again instead."""
 
 
 def copy(target: Any, offset: int, source: Any, _is_for_others: bool = False, /) -> None:

@@ -270,6 +270,9 @@ class OwnerSegment(LeaseWords):
         is_header_current: the header describes ``layout``, so a tensor of that layout needs only a stamp.
         loaned_layout: the layout that was loaned; None while the segment is not on loan.
         is_published: the loan was published, so this process may no longer write to it.
+        is_private: the place of its payload is the borrower's own; the file is mapped elsewhere, or not.
+        is_torch_loan: the loan is a torch tensor, which cannot be made read-only.
+        twin: always None here; the extension's come to the place of a loan.
         is_slot: its file is not its own, so no tag may name it.
         holds: how many tags, messages and loans need its content; it is not filled while there are any.
         free_list: the list that it is appended to when the last hold is released; None if there is none.
@@ -285,8 +288,10 @@ class OwnerSegment(LeaseWords):
         "free_list",
         "holds",
         "is_header_current",
+        "is_private",
         "is_published",
         "is_slot",
+        "is_torch_loan",
         "last_take",
         "layout",
         "loaned_layout",
@@ -294,6 +299,7 @@ class OwnerSegment(LeaseWords):
         "pool_token",
         "requested_dtype",
         "seq",
+        "twin",
     )
 
     def __init__(self, file: memoryview, members: memoryview | None = None) -> None:
@@ -306,6 +312,9 @@ class OwnerSegment(LeaseWords):
         self.is_header_current = False
         self.loaned_layout: tuple[Any, tuple[int, ...], int] | None = None
         self.is_published = False
+        self.is_private = False
+        self.is_torch_loan = False
+        self.twin: object = None
         self.is_slot = False
         self.holds = 0
         self.free_list: list[Any] | None = None
@@ -351,6 +360,14 @@ class OwnerSegment(LeaseWords):
         self.free_list = free_list
         if not self.holds:
             free_list.append(self)
+
+    def let_twin_come(self) -> bool:
+        """Whether the borrower's memory is its own by now; there is no twin."""
+        return self.is_private
+
+    def let_twin_go(self) -> bool:
+        """Whether the place is shared by now."""
+        return not self.is_private
 
     def loan(self) -> np.ndarray[Any, Any]:
         """An array over the segment, of the layout that was set. The array and all its views together are one hold.
