@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from segment_sides import Sides, lend
@@ -140,6 +141,32 @@ def test_an_optimizer_goes_on_with_a_parameter_that_was_sent(sides: Sides) -> No
         weights.sum().backward()
         optimizer.step()
     assert sent == [[value - step for value in VALUES] for step in range(3)]
+
+
+OTHERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "numpy": lambda loan: loan.numpy(),
+    "storage": lambda loan: torch.tensor([]).set_(loan.untyped_storage(), 0, loan.shape),
+    "dlpack": torch.from_dlpack,
+    "numpy's dlpack": np.from_dlpack,
+    "data": lambda loan: loan.data,
+    "detached": lambda loan: loan.detach(),
+    "strided": lambda loan: loan.as_strided((COUNT // 2,), (2,)),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_whatever_shares_a_sent_loans_memory_stores_into_the_borrowers_own(
+    sides: Sides, other: Callable[[torch.Tensor], Any]
+) -> None:
+    for _ in range(3):  # the slow path, then the fast one
+        loan = plain(sides)
+        same_memory = other(loan)
+        segment = sides.pool.publish(loan)
+        same_memory[0] = 7
+        assert (float(loan[0]), float(same_memory[0])) == (7, 7)
+        assert sides.look(segment).tolist() == VALUES
+        segment.release()
+        del loan, same_memory
 
 
 def test_where_no_twin_can_be_had_the_pages_of_a_loan_become_private(

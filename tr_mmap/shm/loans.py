@@ -1,9 +1,9 @@
 """Loans: arrays and tensors that live in segments, so that publishing them copies nothing. Never publishes one.
 
 After publishing, no store of the borrower may reach the reader. Arrays that we know become read-only. A torch tensor
-cannot, nor can views that we do not know: under these, a copy-on-write mapping of the file takes the place of the shared
-one, which waits elsewhere with its pages until the loan is over. Nobody notices anything of that, torch and autograd
-included.
+cannot, nor can views that we do not know: under these, a copy-on-write mapping of the file takes the place of the
+shared one, which waits elsewhere with its pages until the loan is over. Nobody notices anything of that, torch and
+autograd included.
 """
 
 from __future__ import annotations

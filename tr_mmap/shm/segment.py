@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,8 +222,10 @@ def make_segment(
     """
     path = os.path.join(directory.path, name)
     is_large = capacity >= POPULATE_NBYTES
+    is_huge = capacity >= system.HUGE_PAGE_NBYTES and system.gives_huge_pages(directory.path)
     is_written = source is not None and is_large and source.flags.c_contiguous and tensors.is_little_endian(source)
-    buffer, inode = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None)
+    is_written = is_written and not is_huge
+    buffer, inode = _make_file(directory, path, HEAD_NBYTES + capacity, source if is_written else None, is_huge)
     segment = Segment(name, path, buffer, inode=inode, members=members)
     if not is_written:
         segment.make_fillable()
@@ -251,7 +254,7 @@ def make_slab(directory: KnownDir, stem: str, slots: int, members: memoryview | 
 
 
 def _make_file(
-    directory: KnownDir, path: str, nbytes: int, source: np.ndarray[Any, Any] | None
+    directory: KnownDir, path: str, nbytes: int, source: np.ndarray[Any, Any] | None, is_huge: bool = False
 ) -> tuple[memoryview, int]:
     """Make a file of segments, write ``source`` as the payload of the only one, and map it. Returns its inode too."""
     owner = this_process.mark
@@ -270,7 +273,8 @@ def _make_file(
         try:
             if source is not None:
                 system.write_all(fd, source.reshape(-1).view(np.uint8).data, PAYLOAD_OFFSET)
-            system.allocate(fd, nbytes, directory=directory.path)
+            first = partial(_make_huge_pages, fd, nbytes) if is_huge else None
+            system.allocate(fd, nbytes, directory=directory.path, first=first)
             return system.map_write(fd, nbytes), os.fstat(fd).st_ino
         finally:
             system.close(fd)
@@ -279,3 +283,11 @@ def _make_file(
         if isinstance(error, OSError):
             check_limit(error, f"{path} cannot be mapped")
         raise
+
+
+def _make_huge_pages(fd: int, nbytes: int) -> None:
+    """Give an empty file huge pages, as far as there are any. The system would make its blocks of small ones."""
+    system.set_size(fd, nbytes)
+    mapping = system.map_write(fd, nbytes)
+    system.advise(mapping, system.MADV_HUGEPAGE)
+    system.advise(mapping, system.MADV_POPULATE_WRITE)

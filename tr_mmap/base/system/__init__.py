@@ -64,6 +64,7 @@ from .files import (
     write_all,
     write_pipe,
 )
+from .huge_pages import HUGE_PAGE_NBYTES, gives_huge_pages
 from .known_dir import KnownDir
 from .limits import (
     check_descriptors,
@@ -77,6 +78,7 @@ from .limits import (
 )
 from .memory import (
     MADV_DONTNEED,
+    MADV_HUGEPAGE,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
     MADV_REMOVE,
@@ -106,7 +108,9 @@ __all__ = [
     "open_watches",
     "read_watches",
     "remove_watch",
+    "HUGE_PAGE_NBYTES",
     "MADV_DONTNEED",
+    "MADV_HUGEPAGE",
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",
     "MADV_REMOVE",
@@ -126,6 +130,7 @@ __all__ = [
     "exists",
     "file_nbytes",
     "file_time_ns",
+    "gives_huge_pages",
     "has_open_locks",
     "file_size_limit",
     "free_nbytes",

@@ -10,6 +10,7 @@ import stat
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 from ...errors import OutOfSpace
 from ..unpatched import unpatched
@@ -332,8 +333,14 @@ def is_on(fd: int, magic: int) -> bool:
     return bool(libc.fstatfs(fd, found) == 0 and found[0] == magic)
 
 
-def allocate(fd: int, nbytes: int, *, directory: str) -> None:
+def allocate(fd: int, nbytes: int, *, directory: str, first: Callable[[], object] | None = None) -> None:
     """Give the file its blocks now. On a full tmpfs this raises an error; a store into a mapping would be SIGBUS.
+
+    Args:
+        fd: the file, open for writing.
+        nbytes: its size.
+        directory: where it is; for the error.
+        first: called when there seems to be room, and before any block is made.
 
     Raises:
         OutOfSpace: there is not room for ``nbytes``.
@@ -342,6 +349,8 @@ def allocate(fd: int, nbytes: int, *, directory: str) -> None:
     if nbytes == 0:
         return
     _check_possible(fd, nbytes, directory)
+    if first is not None:
+        first()
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(fd, 0, nbytes)

@@ -12,6 +12,7 @@ from .limits import mapping_refused
 
 __all__ = [
     "MADV_DONTNEED",
+    "MADV_HUGEPAGE",
     "MADV_POPULATE_READ",
     "MADV_POPULATE_WRITE",
     "MADV_REMOVE",
@@ -29,6 +30,7 @@ __all__ = [
 
 MADV_DONTNEED = 4  # linux/mman.h: on a private mapping, drop our stores and show the file again
 MADV_REMOVE = 9  # give the pages back to the file system now
+MADV_HUGEPAGE = 14
 MADV_POPULATE_READ = 22  # linux/mman.h, 5.14; Python's mmap does not name them yet
 MADV_POPULATE_WRITE = 23
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h of glibc
