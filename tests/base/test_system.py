@@ -28,6 +28,8 @@ HARMLESS = {
     "geteuid",
     "getpid",
     "getuid",
+    "major",
+    "minor",
     "lseek",
     "read",
     "strerror",

@@ -15,7 +15,8 @@ _MOUNTS: Final = "/proc/self/mountinfo"  # proc_pid_mountinfo(5) has its fields
 def gives_huge_pages(directory: str) -> bool:
     """Whether the directory's file system gives huge pages to those who ask.
 
-    A tmpfs does that if it is mounted with ``huge=advise``. One with ``huge=always`` or ``huge=within_size`` gives them unasked.
+    A tmpfs does that if it is mounted with ``huge=advise``. One with ``huge=always`` or ``huge=within_size`` gives them
+    unasked.
     """
     return _is_advised(os.stat(directory).st_dev)
 
