@@ -125,7 +125,7 @@ prepare() {
     done
     stamp=$venv/installed-$1
     wanted=$(describe "$1")
-    echo "Installing into ${venv##*/} what is needed ($1), some hundred packages. It takes one to four minutes, longer over"
+    echo "Installing into ${venv##*/} what is needed ($1), up to some hundred packages. It takes one to four minutes, longer over"
     echo "a slow line or on a busy machine, and only the first time."
     # In mode "compat" the folder is a line of a .pth file. Else each start of Python would import a finder, which takes as
     # long as all the rest of it.
