@@ -130,7 +130,7 @@ def test_continuous_integration_runs_the_short_tests_on_each_other_python_that_i
     machine.fails_for("--python 3.96 --short")
     done = machine.run(".ci/run")
     calls = (machine.root / "calls").read_text().splitlines()
-    made = ["--python 3.96 --short --version", "--python 3.98 --short --version"]  # their environments, beside the others
+    made = ["--python 3.96 --short --version", "--python 3.98 --short --version"]  # the environments
     assert [each for each in calls if each not in made] == [*ONCE.splitlines(), *THEIRS]
     assert [each for each in calls if each in made] == made
     assert calls[-2:] == THEIRS
