@@ -229,33 +229,60 @@ class WorkerProcess:
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{os.urandom(8).hex()}"
+
+        def start(log_fd: int) -> Child:
+            kind = child_class()
+            make = partial(
+                kind,
+                list(argv),
+                env={**env, WORKER_MARK_VARIABLE: mark},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=tuple(pass_fds),
+                close_fds=True,
+                start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
+            )
+            return make() if kind.is_patched else _Starter(make).start()
+
+        return cls.logged(start, argv[0], log_path=log_path, log_link=log_link, mark=mark, quiet=quiet)
+
+    @classmethod
+    def logged(
+        cls,
+        start: Callable[[int], Child],
+        program: str,
+        *,
+        log_path: str,
+        log_link: str = "",
+        mark: str,
+        quiet: bool = True,
+    ) -> WorkerProcess:
+        """Start a program in another way than :meth:`spawn` does; the other arguments and the errors are the same.
+
+        Args:
+            start: gets the descriptor of the log, and starts the program, or makes a spare become it.
+            program: the program.
+            log_path: see :meth:`spawn`.
+            log_link: see :meth:`spawn`.
+            mark: the value of the variable that marks its tree.
+            quiet: see :meth:`spawn`.
+        """
         child: Child | None = None
         try:
             log_path, log_fd = create_log(log_path, log_link)
             try:
-                kind = child_class()
-                make = partial(
-                    kind,
-                    list(argv),
-                    env={**env, WORKER_MARK_VARIABLE: mark},
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_fd,
-                    stderr=log_fd,
-                    pass_fds=tuple(pass_fds),
-                    close_fds=True,
-                    start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
-                )
-                child = make() if kind.is_patched else _Starter(make).start()
+                child = start(log_fd)
             finally:
                 system.close(log_fd)
-            worker = cls(child, argv[0], log_path, mark)
+            worker = cls(child, program, log_path, mark)
         except BaseException as error:
             if child is not None:
                 child.end()
             if isinstance(error, OSError):
-                system.check_limit(error, argv[0])
-                system.check_processes(error, argv[0])
+                system.check_limit(error, program)
+                system.check_processes(error, program)
             raise
         if not quiet:
             try:
