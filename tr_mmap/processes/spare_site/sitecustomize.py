@@ -1,9 +1,9 @@
 """Makes an interpreter a spare: it imports what workers need, and waits until it is to run. Standard library only.
 
-:mod:`..spare` starts ``python script.py spare`` with this folder on ``PYTHONPATH``. Python's ``site`` imports a module of
-this name before Python opens the script. When the controller says so, this module gives the process the arguments, the
-output and the descriptors of a worker, and returns. Python then runs the script as it runs any script: nothing of ours
-is on its stack, and what its file holds then is what runs.
+:mod:`..spare` starts ``python script.py spare`` with this folder on ``PYTHONPATH``. Python's ``site`` imports a module
+of this name before Python opens the script. When the controller says so, this module gives the process the arguments,
+the output and the descriptors of a worker, and returns. Python then runs the script as it runs any script: nothing of
+ours is on its stack, and what its file holds then is what runs.
 
 What was imported here was imported before the script's own folder was on the path. Where that folder has a module of
 the same name, the interpreter starts anew, and is no spare then.
@@ -168,7 +168,7 @@ if _settings := os.environ.pop(_VARIABLE, ""):
         traceback.print_exc()  # to the worker's log, if this is the worker already
         os._exit(1)
 
-# The environment's own module of this name, as if this one had not been there; Python knows what to do if there is none.
+# The environment's own module of this name, as if this one had not been there. Python knows what to do without one.
 sys.path[:] = [each for each in sys.path if each != os.path.dirname(__file__)]
 del sys.modules[__name__]
-import sitecustomize  # noqa: E402, F401
+import sitecustomize  # type: ignore[import-not-found] # noqa: E402, F401
