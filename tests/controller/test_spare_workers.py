@@ -1,4 +1,4 @@
-"""``spare_workers``: a later start takes a process that waits, and the script cannot tell. Nothing of it is ever left."""
+"""``spare_workers``: a later start takes a process that waits, and the script cannot tell. None of them is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

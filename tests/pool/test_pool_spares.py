@@ -1,4 +1,4 @@
-"""The spares of a pool are there for all its workers: what starts later is made of them, and nothing of them is left."""
+"""The spares of a pool are for all its workers: what starts later is made of them, and none of them is ever left."""
 
 from __future__ import annotations
 

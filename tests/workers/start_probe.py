@@ -25,6 +25,7 @@ import signal  # noqa: E402
 import subprocess  # noqa: E402
 import threading  # noqa: E402
 import traceback  # noqa: E402
+from pathlib import Path  # noqa: E402
 
 # What each start has of its own: numbers of descriptors, and the mark.
 OWN = {"TR_MMAP_WORKER", "TR_MMAP_LOCK_FD", "TR_MMAP_LIFELINE_FD", "TR_MMAP_AUTH_FD"}
@@ -44,7 +45,7 @@ def files():
         except FileNotFoundError:  # that of the listing itself
             continue
         number = int(name) if int(name) < 3 else -1
-        flags = re.search(r"^flags:\s*0*(\d+)$", open(f"/proc/self/fdinfo/{name}").read(), re.MULTILINE)[1]
+        flags = re.search(r"^flags:\s*0*(\d+)$", Path(f"/proc/self/fdinfo/{name}").read_text(), re.MULTILINE)[1]
         found.append((number, re.sub(r"[0-9a-f]{32}|\d+", "#", target), int(flags, 8) & ~os.O_CLOEXEC))
     return sorted(found)
 
@@ -57,11 +58,11 @@ def trace():
 
 
 def stream(file):
-    names = "name mode encoding errors line_buffering write_through closed newlines".split()
+    names = ["name", "mode", "encoding", "errors", "line_buffering", "write_through", "closed", "newlines"]
     return [*(repr(getattr(file, name)) for name in names), file.isatty(), file.fileno(), type(file.buffer).__name__]
 
 
-STATUS = open("/proc/self/status").read()
+STATUS = Path("/proc/self/status").read_text()
 main = sys.modules["__main__"]
 FACTS = {
     "argv": sys.argv,

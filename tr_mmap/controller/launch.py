@@ -154,8 +154,10 @@ def recipe_of(script_path: str, workspace_root: str, framework: str, cwd: str | 
 
     program = _program_of(script_path, workspace_root, cwd=cwd, **options)
     is_default = script_path == DEFAULT_WORKER
-    modules = ["tr_mmap.worker.default" if is_default else "tr_mmap.worker.functions"]
-    if framework == "torch" and not is_default:  # whose own framework is numpy
+    modules = ["tr_mmap.worker.spare_imports"]
+    if is_default:
+        modules.append("tr_mmap.worker.default")
+    elif framework == "torch":
         modules.append("torch")
     return Recipe(
         program=(program.interpreter, *program.flags_and_script),

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..base import system
 from ..wire.names import SPARE_VARIABLE, WORKER_MARK_VARIABLE
+from .child import child_class
 from .child_signals import with_usual_signals
 from .identity import Identity, open_pidfd
 from .lifeline import Lifeline
-from .spawn import child_class
 from .surroundings import surroundings
 
 if TYPE_CHECKING:
-    from .spawn import Child
+    from .child import Child
 
 __all__ = ["Recipe", "Spare"]
 

@@ -15,8 +15,8 @@ from typing import Final
 from ..base.background import Background
 from ..base.fork_safety import ForkAware
 from ..errors import TRException
+from .child import child_class
 from .spare import Recipe, Spare
-from .spawn import child_class
 
 __all__ = ["Spares"]
 
