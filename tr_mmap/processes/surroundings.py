@@ -29,7 +29,7 @@ def surroundings(cwd: str | None) -> tuple[Any, ...]:
     Raises:
         OSError: there is no such directory.
     """
-    folder = system.status(os.path.realpath(cwd or "."))
+    folder = system.status(os.path.join(cwd or "", "."))
     found: list[Any] = [folder.st_dev, folder.st_ino]
     found.append(hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
     if os.name == "posix":
