@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Spare:
         self.child = child
         self.lifeline = lifeline
         self._end = system.OwnFile(end)
+        self._lock = threading.RLock()  # held while the socket is used; reentrant, for signal handlers
         self._owner_pid = os.getpid()
         self._is_ours = True  # it is no worker yet
         self._pidfd: system.OwnFile | None = None
@@ -151,8 +153,8 @@ class Spare:
         """Whether it has imported what it is to import, and lives."""
         try:
             with self._socket() as end:
-                end.setblocking(False)
-                return bool(end.recv(1, _socket.MSG_PEEK) == _HERE)
+                word = end.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+            return bool(word == _HERE) and self.is_alive()
         except OSError:  # it has said nothing yet
             return False
 
@@ -187,22 +189,27 @@ class Spare:
             end.sendmsg([_RUN], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)], _NO_SIGPIPE)
             end.sendall(text, _NO_SIGPIPE)
         self._is_ours = False
-        self.forget()
+        self._close()
         return self.child
 
     @contextmanager
     def _socket(self) -> Iterator[Any]:
         """This end; as a raw socket, which no library replaces."""
-        if not self._end.is_open():
-            raise BrokenPipeError("the spare's socket is closed")
-        end = _socket.socket(fileno=self._end.fd)
-        try:
-            yield end
-        finally:
-            end.detach()
+        with self._lock:
+            if not self._end.is_open():
+                raise BrokenPipeError("the spare's socket is closed")
+            end = _socket.socket(fileno=self._end.fd)
+            try:
+                yield end
+            finally:
+                end.detach()
+
+    def _close(self) -> None:
+        with self._lock:
+            self.forget()
 
     def forget(self) -> None:
-        """Close this process's descriptors. A spare that waits then ends, if no other process has them too."""
+        """Close this process's descriptors. Takes no lock: in a forked child, nobody would release it."""
         self._end.close()
         if self._pidfd is not None:
             self._pidfd.close()
@@ -218,7 +225,7 @@ class Spare:
                 pass
             self.child.end()
         self.lifeline.cut()
-        self.forget()
+        self._close()
 
     def __del__(self) -> None:
         if hasattr(self, "_is_ours"):
