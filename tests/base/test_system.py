@@ -178,7 +178,7 @@ def test_what_a_claim_could_not_remove_the_next_sweep_of_its_process_does(
     session = PythonSession("default", "wanted")
     with monkeypatch.context() as patch:
         patch.setattr("tr_mmap.sessions.manifest.write", lambda *_: (_ for _ in ()).throw(OSError(24, "injected")))
-        patch.setattr("tr_mmap.base.system.dirents.shutil.rmtree", lambda *_arguments, **_options: None)
+        patch.setattr("shutil.rmtree", lambda *_arguments, **_options: None)
         with pytest.raises(OSError, match="injected"):
             session.start()
     assert len(os.listdir(workspace / "python_session")) == 1

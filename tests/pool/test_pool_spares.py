@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
@@ -30,11 +31,14 @@ def pids_of(pool: Any) -> set[int]:
     return {each.pid for each in pool.stats().workers if each.state == "ready"}
 
 
+def started_as_spares() -> set[int]:
+    return {each.pid for each in psutil.Process().children() if "TR_MMAP_SPARE" in each.environ()}
+
+
 def spares_of(pool: Any) -> set[int]:
     """The processes of its spares, when there are as many as there are to be."""
     wait_until(lambda: pool.stats().spare_workers == 2)
-    found = {each.pid for each in psutil.Process().children() if "TR_MMAP_SPARE" in each.environ()}
-    return found - {each.pid for each in pool.stats().workers}
+    return started_as_spares() - {each.pid for each in pool.stats().workers}
 
 
 def test_dead_workers_are_replaced_by_spares_and_new_spares_are_made() -> None:
@@ -90,7 +94,7 @@ def test_a_pool_that_ends_leaves_no_spare(end: str) -> None:
 async def _await_all() -> None:
     async with aio.PythonSession(POOL_TOOLS, quiet_mode=True, spare_workers=1) as session:
         wait_until(lambda: session.stats().spare_workers == 1)
-        (spare,) = {each.pid for each in psutil.Process().children()} - {session.pid}
+        (spare,) = started_as_spares()
         await session.terminate()
         await session.start()
         assert session.pid == spare
@@ -98,6 +102,4 @@ async def _await_all() -> None:
 
 
 def test_sessions_for_a_loop_have_spares_too() -> None:
-    import asyncio
-
     asyncio.run(_await_all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
 from ..fork_safety import this_process
 from .files import is_on, open_dir, sync
@@ -53,7 +54,7 @@ def absolute(path: str) -> str:
     Raises:
         FileNotFoundError: it is relative, and the current directory has been removed.
     """
-    if os.name != "posix":  # pragma: no cover - Windows
+    if sys.platform == "win32":  # pragma: no cover
         from pathlib import Path
 
         return str(Path(path).absolute())
