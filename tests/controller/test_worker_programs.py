@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -321,7 +322,7 @@ def test_a_sessions_log_takes_no_shared_memory_and_goes_with_the_session(
 ) -> None:
     place = tmp_path / "temporary"
     place.mkdir()
-    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(place))
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
     monkeypatch.setattr(worker_log, "_are_on_one_file_system", lambda *_: False)
     monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
     with _chatty(tmp_path) as (session, log):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_a_dump_of_a_fatal_error_does_not_begin_before_the_last_error_that_was_a
 
 
 def test_a_session_in_memory_has_its_log_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
     monkeypatch.setattr(worker_log, "_are_on_one_file_system", lambda *_: False)
     first, second = new_log_path("/dev/shm"), new_log_path("/dev/shm")
@@ -212,9 +213,9 @@ def test_a_session_on_a_disk_or_without_a_place_for_temporary_files_keeps_its_lo
     monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: False)
     assert new_log_path(str(tmp_path)) == ""
     monkeypatch.setattr(worker_log.system, "is_dir_on_tmpfs", lambda _: True)
-    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert new_log_path(str(tmp_path)) == ""  # the same file system: nothing would be gained
-    monkeypatch.setattr(worker_log.tempfile, "tempdir", str(tmp_path / "none"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     assert new_log_path(str(tmp_path)) == ""
     assert new_log_path(str(tmp_path / "no session")) == ""
 

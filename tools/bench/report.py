@@ -84,6 +84,7 @@ def _extras(extras: dict[str, Results]) -> list[str]:
         "ours": "tr_mmap",
         "ours_spin": "tr_mmap, spinning",
         "ours_torch": "tr_mmap, as torch",
+        "ours_spare": "tr_mmap, a later start with a spare worker",
         "semaphore": "semaphore ping-pong",
         "pipe": "multiprocessing.Pipe",
         "zmq": "pyzmq ipc",

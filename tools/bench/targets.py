@@ -325,6 +325,11 @@ def _flood(flood: dict[str, Any]) -> Verdict:
     return Verdict(what, target, text, max(rss) < _FLAT_NBYTES and max(fds) <= 0)
 
 
+def _startup(startup: dict[str, Any]) -> Verdict:
+    ours = startup.get("ours_spare")
+    return _within("a later start, with a spare worker", 40, "ms", ours["median_us"] / 1000 if ours else None)
+
+
 def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list[Verdict]:
     """All targets, in the order of the project's table.
 
@@ -340,6 +345,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
         *_in_flight(extras.get("in_flight", {})),
         *_pool(extras.get("pool", {})),
         *_load(extras.get("files", {})),
+        _startup(extras.get("startup", {})),
         *_sandbox(extras.get("sandbox", {})),
         *_store(extras.get("store", {})),
         *_gateway(extras.get("gateway", {})),

@@ -7,16 +7,17 @@ import functools
 import importlib.util
 import os
 import re
-import signal
 import site
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence, Set
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..base import system
 from ..errors import ScriptNotFound, SystemLimit
 from ..processes import life_lock
+from ..processes.child_signals import with_usual_signals
 from ..processes.interpreter import find_python, is_python
 from ..processes.lifeline import Lifeline
 from ..processes.spawn import WorkerProcess
@@ -33,7 +34,10 @@ from ..wire.names import (
     WORKSPACE_VARIABLE,
 )
 
-__all__ = ["advice_on", "check_script", "launch"]
+if TYPE_CHECKING:
+    from ..processes.spare import Recipe, Spare
+
+__all__ = ["advice_on", "check_script", "launch", "recipe_of"]
 
 _PACKAGE_DIR: Final = os.path.dirname(os.path.dirname(system.absolute(__file__)))
 _COMPAT_DIR: Final = os.path.join(_PACKAGE_DIR, "compat")  # has tech_renaissance.py, the original framework's name
@@ -51,24 +55,6 @@ _NOT_RUNNABLE: Final = frozenset(
 )
 # This process has these from its own controller, if it is a worker itself.
 _NOT_INHERITED: Final = frozenset({SECRET_FD_VARIABLE, LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE})
-
-# SIGHUP stays ignored if it is, see below. Python itself ignores the other two, and subprocess restores them.
-_NOT_RESTORED: Final = frozenset(
-    getattr(signal, name) for name in ("SIGHUP", "SIGPIPE", "SIGXFSZ") if hasattr(signal, name)
-)
-_IGNORED_SIGNALS: Final = re.compile(rb"^SigIgn:\s*([0-9a-f]+)$", re.MULTILINE)
-_MAX_STATUS_NBYTES: Final = 1 << 16
-# Run by the worker's interpreter where this process's signals are unusual; then it becomes the worker by execv(2). The
-# child of a process with threads may run no Python before that, so subprocess's preexec_fn is no way to do it. SIGHUP
-# stays ignored if it is: nohup(1) is meant for the children too.
-_RESTORE_SIGNALS: Final = """\
-import os, signal, sys
-for number in signal.valid_signals() - {signal.SIGHUP}:
-    if signal.getsignal(number) is signal.SIG_IGN:
-        signal.signal(number, signal.SIG_DFL)
-signal.pthread_sigmask(signal.SIG_SETMASK, ())
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 _TOO_OLD: Final = re.compile(r"^Unknown option: -P|future feature annotations is not defined", re.MULTILINE)
 _NO_PACKAGE: Final = re.compile(r"No module named '(tr_mmap|numpy|msgspec|posix_ipc|ml_dtypes|tech_renaissance)\b")
@@ -117,6 +103,72 @@ def advice_on(output: str, interpreter: str = "") -> str:
     return ""
 
 
+class _Program(NamedTuple):
+    """What a worker is made of, but for what each start has of its own."""
+
+    interpreter: str
+    flags_and_script: list[str]
+    env: dict[str, str]
+
+
+def _program_of(
+    script_path: str,
+    workspace_root: str,
+    *,
+    env: Mapping[str, str | None] | None = None,
+    cwd: str | None = None,
+    python: str | None = None,
+) -> _Program:
+    """The program of a worker; the arguments and the errors are those of :func:`launch`."""
+    check_script(script_path)
+    environ = _merged(os.environ, env)
+    interpreter = find_python(python, environ)
+    if cwd is not None and not os.path.isdir(cwd):
+        raise ScriptNotFound(
+            f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd
+        )
+    if script_path == DEFAULT_WORKER:
+        given = frozenset(env or ())
+        made = _environment_of_default(environ, given, workspace_root, is_our_python=interpreter == sys.executable)
+    else:
+        made = _environment_of_script(environ, workspace_root)
+    return _Program(interpreter, _flags_and_script(script_path), made)
+
+
+def recipe_of(script_path: str, workspace_root: str, framework: str, cwd: str | None, **options: Any) -> Recipe:
+    """What a spare has to be made of so that it can become the worker that :func:`launch` would start now.
+
+    Args:
+        script_path: as in :func:`launch`.
+        workspace_root: too.
+        framework: of the session; the spare imports torch for one with ``"torch"``.
+        cwd: as in :func:`launch`.
+        **options: ``env`` and ``python``, as in :func:`launch`.
+
+    Raises:
+        ScriptNotFound: as :func:`launch`.
+        OSError: a system call failed.
+    """
+    from ..processes.spare import Recipe  # only for sessions with spares: it takes a tenth of our own import
+    from ..processes.surroundings import surroundings
+
+    program = _program_of(script_path, workspace_root, cwd=cwd, **options)
+    is_default = script_path == DEFAULT_WORKER
+    modules = ["tr_mmap.worker.spare_imports"]
+    if is_default:
+        modules.append("tr_mmap.worker.default")
+    elif framework == "torch":
+        modules.append("torch")
+    return Recipe(
+        program=(program.interpreter, *program.flags_and_script),
+        env=program.env,
+        cwd=cwd,
+        modules=tuple(modules),
+        package_finder=_DEFAULT_SCRIPT if is_default and os.path.isfile(_DEFAULT_SCRIPT) else "",
+        surroundings=surroundings(cwd),
+    )
+
+
 def launch(
     script_path: str,
     session_id: str,
@@ -131,6 +183,7 @@ def launch(
     env: Mapping[str, str | None] | None = None,
     cwd: str | None = None,
     python: str | None = None,
+    spare: Spare | None = None,
 ) -> WorkerProcess:
     """Start the worker of a session whose control files are there, and hand it the session's secret if there is one.
 
@@ -139,7 +192,7 @@ def launch(
         session_id: the session's name.
         workspace_root: where the worker looks for the session.
         session_dir: the session directory, for the worker's log.
-        mark: the worker's mark.
+        mark: the worker's mark; that of the spare, if there is one.
         quiet: False also copies the worker's output to this process's stderr.
         secret: of a session with ``auth``; else None.
         log_path: where the worker's log goes, outside the session directory, which then has a symlink to it; "" for
@@ -149,46 +202,36 @@ def launch(
             What we set ourselves stays.
         cwd: the worker's current directory; None for this process's.
         python: the interpreter, see :func:`find_python`.
+        spare: becomes the worker, if it has not died meanwhile.
 
     Raises:
         ScriptNotFound: there is no such script or interpreter; or the directory has been removed.
         SystemLimit: ``args`` and ``env`` are longer than the system allows, or there are too many open files.
         OSError: a system call failed; no worker is left.
     """
-    check_script(script_path)
-    environ = _merged(os.environ, env)
-    interpreter = find_python(python, environ)
-    if cwd is not None and not os.path.isdir(cwd):
-        raise ScriptNotFound(
-            f"the worker's current directory {cwd!r} is no directory; make it, or give another", path=cwd
-        )
+    program = _program_of(script_path, workspace_root, env=env, cwd=cwd, python=python)
+    words = [session_id, *args]
     link = os.path.join(session_dir, LOG_FILE)
-    program = [interpreter, *_program(script_path), session_id, *args]
-    if _has_unusual_signals():
-        program = [interpreter, "-S", "-P", "-c", _RESTORE_SIGNALS, *program]
-    if script_path == DEFAULT_WORKER:
-        given = frozenset(env or ())
-        made = _environment_of_default(environ, given, workspace_root, is_our_python=interpreter == sys.executable)
-    else:
-        made = _environment_of_script(environ, workspace_root)
+    lock_path = os.path.join(session_dir, WORKER_LOCK_FILE)
+    log: dict[str, Any] = {"log_path": log_path or link, "log_link": link if log_path else "", "quiet": quiet}
+    if spare is not None and (worker := _made_of(spare, words, secret, lock_path, log)) is not None:
+        return worker
     lifeline = Lifeline()
-    worker: WorkerProcess | None = None
+    worker = None
     try:
         with (
             handed_over(secret) as (variables, fds),
             lifeline.handed_over() as (more_variables, more_fds),
-            life_lock.handed_over(os.path.join(session_dir, WORKER_LOCK_FILE)) as (lock_variables, lock_fds),
+            life_lock.handed_over(lock_path) as (lock_variables, lock_fds),
         ):
             worker = _spawn(
-                interpreter,
-                program,
-                env=made | variables | more_variables | lock_variables,
-                log_path=log_path or link,
-                log_link=link if log_path else "",
+                program.interpreter,
+                with_usual_signals([program.interpreter, *program.flags_and_script, *words]),
+                env=program.env | variables | more_variables | lock_variables,
                 cwd=cwd,
                 pass_fds=fds + more_fds + lock_fds,
                 mark=mark,
-                quiet=quiet,
+                **log,
             )
             worker.on_end = lifeline.cut
     except BaseException as error:
@@ -197,6 +240,30 @@ def launch(
         lifeline.cut()  # also if somebody keeps the error
         if isinstance(error, OSError) and error.errno == errno.E2BIG:
             raise _too_long(error, args, env or {}) from error
+        raise
+    return worker
+
+
+def _made_of(
+    spare: Spare, words: Sequence[str], secret: bytes | None, lock_path: str, log: Mapping[str, Any]
+) -> WorkerProcess | None:
+    """The worker that a spare becomes; None if it has died."""
+    worker: WorkerProcess | None = None
+    try:
+        with (
+            handed_over(secret) as (variables, _),
+            life_lock.handed_over(lock_path) as (lock_variables, _),
+        ):
+            handed = {name: int(fd) for name, fd in (variables | lock_variables).items()}
+            become = partial(spare.become, words, handed=handed)
+            worker = WorkerProcess.logged(become, spare.recipe.program[0], mark=spare.mark, **log)
+            worker.on_end = spare.lifeline.cut
+    except BaseException as error:
+        if worker is not None:
+            worker.terminate_tree(0)
+        spare.end()
+        if worker is None and isinstance(error, ConnectionError | TimeoutError):
+            return None
         raise
     return worker
 
@@ -230,30 +297,13 @@ def _too_long(error: OSError, args: Sequence[str], env: Mapping[str, str | None]
     )
 
 
-def _program(script_path: str) -> list[str]:
+def _flags_and_script(script_path: str) -> list[str]:
     """The interpreter's arguments that run a script. The current directory never decides which code that is."""
     if script_path != DEFAULT_WORKER:
         return [system.absolute(script_path)]
     if os.path.isfile(_DEFAULT_SCRIPT):
         return ["-P", _DEFAULT_SCRIPT]  # -P: not even the directory of the script is searched for modules
     return ["-P", "-m", "tr_mmap.worker"]  # the package is in a zip file
-
-
-def _has_unusual_signals() -> bool:
-    """Whether a child would inherit signals that are blocked in this thread, or ignored."""
-    if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
-        return False
-    if signal.pthread_sigmask(signal.SIG_BLOCK, ()):
-        return True
-    judged = signal.valid_signals() - _NOT_RESTORED  # not those that the C library keeps for itself
-    if any(signal.getsignal(number) is signal.SIG_IGN for number in judged):
-        return True
-    # Python does not know what code in C has done to signals since Python's own start.
-    try:
-        found = _IGNORED_SIGNALS.search(system.peek("/proc/self/status", _MAX_STATUS_NBYTES))
-    except OSError:
-        return False
-    return found is not None and any(int(found[1], 16) >> (number - 1) & 1 for number in judged)
 
 
 def _merged(inherited: Mapping[str, str], changes: Mapping[str, str | None] | None) -> dict[str, str]:

@@ -26,6 +26,9 @@ from .session_state import SessionState
 from .stats import worker_state
 from .worker_handle import WorkerHandle
 
+if TYPE_CHECKING:
+    from ..processes.spares import Spares
+
 __all__ = ["START_TIMEOUT_MS", "SessionLifecycle"]
 
 START_TIMEOUT_MS: Final = 60_000.0  # of the context manager: to import torch from a cold disk takes tens of seconds
@@ -69,6 +72,7 @@ class SessionLifecycle(SessionState):
         python: str | os.PathLike[str] | None = None,
         max_in_flight: int = 32,
         at_limit: str = "block",
+        spare_workers: int = 0,
         **unknown: object,
     ) -> None:
         if self.__dict__.get("_dispatcher") is not None:
@@ -106,6 +110,7 @@ class SessionLifecycle(SessionState):
             python=python,
             max_in_flight=max_in_flight,
             at_limit=at_limit,
+            spare_workers=spare_workers,
         )
         self._workspace = choose_workspace(channel, self._options.script_path, self._options.workspace_root, os.environ)
         self._quiet_mode = quiet_mode
@@ -114,6 +119,7 @@ class SessionLifecycle(SessionState):
         self._finalizer: weakref.finalize[Any, Any] | None = None
         self._futures: Futures | None = None
         self._named = NamedResults()
+        self._spares: Spares | None = None  # of the pool, which stores it here
 
     if not TYPE_CHECKING:  # an object's own attributes hide these
         _options = _dispatcher = _workspace = _NotInitialized()
@@ -225,7 +231,7 @@ class SessionLifecycle(SessionState):
             if self._options.replace:
                 self._close_other()
             try:
-                return SessionResources(self._options, self._workspace)
+                return SessionResources(self._options, self._workspace, self._spares)
             except SessionInUse as error:
                 is_replaceable = self._options.replace and error.pid == os.getpid()
                 if not is_replaceable or time.monotonic() >= deadline:

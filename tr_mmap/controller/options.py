@@ -13,6 +13,7 @@ from ..base import system
 from ..base.identifiers import check_session_id
 from ..channel.kinds import CHANNEL_NAMES
 from ..errors import BadMessage, ScriptNotFound
+from ..protocol.legacy import LEGACY
 from ..sessions.workspace import Workspace
 from ..transfer.kinds import Views, check_options, check_views
 from ..transfer.options import TransferOptions
@@ -38,6 +39,7 @@ ChannelName: TypeAlias = Literal["mapped", "files", "legacy"]
 AtBudget: TypeAlias = Literal["fail", "block"]
 AtLimit: TypeAlias = Literal["block", "fail"]
 
+MOST_SPARES: Final = 64
 _TEXTS: Final = "texts that have no zero byte and can be encoded"
 
 
@@ -63,6 +65,7 @@ class SessionOptions:
         python: the worker's interpreter; None to choose one.
         max_in_flight: most requests whose answers were not consumed.
         at_limit: ``"block"`` or ``"fail"``: what one more request does then.
+        spare_workers: how many processes are kept that can become the worker.
         transfer: how both sides keep their tensors.
     """
 
@@ -83,6 +86,7 @@ class SessionOptions:
     python: str | None = None
     max_in_flight: int = 32
     at_limit: AtLimit = "block"
+    spare_workers: int = 0
     transfer: TransferOptions = field(default_factory=TransferOptions)
 
     @classmethod
@@ -108,6 +112,7 @@ class SessionOptions:
         python: str | os.PathLike[str] | None,
         max_in_flight: int,
         at_limit: str,
+        spare_workers: int,
     ) -> SessionOptions:
         """Check the options that ``PythonSession`` was given. Relative paths are resolved here, once.
 
@@ -142,6 +147,14 @@ class SessionOptions:
         if in_flight is None or not 1 <= in_flight <= MOST_IN_FLIGHT:
             raise _bad("max_in_flight", max_in_flight, f"a number of requests, 1 to {MOST_IN_FLIGHT}")
         _check_choice("at_limit", at_limit, ("block", "fail"))
+        spares = _whole_of(spare_workers)
+        if spares is None or not 0 <= spares <= MOST_SPARES:
+            raise _bad("spare_workers", spare_workers, f"a number of processes, 0 to {MOST_SPARES}")
+        if spares and channel == LEGACY:
+            raise BadMessage(
+                f"spare_workers is not for channel={LEGACY!r}: a worker of the legacy dialect may be any program",
+                detail="spare_workers",
+            )
         check_options(channel, auth=auth, checksum=checksum)
         transfer = TransferOptions(
             budget_nbytes=budget,
@@ -168,6 +181,7 @@ class SessionOptions:
             python=None if interpreter is None else _python_of(interpreter),
             max_in_flight=in_flight,
             at_limit=at_limit,  # type: ignore[arg-type] # checked above
+            spare_workers=spares,
             transfer=transfer,
         )
 

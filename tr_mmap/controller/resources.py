@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -34,9 +34,13 @@ from ..transfer.shared import PoolAccess
 from ..wire.messages import BELL_FILE
 from ..wire.names import CONTROLLER_LOCK_FILE
 from .fast_path import Traffic, controller_fast_path
-from .launch import launch
+from .launch import launch, recipe_of
 from .options import SessionOptions
 from .worker_handle import WorkerHandle
+
+if TYPE_CHECKING:
+    from ..processes.spare import Recipe, Spare
+    from ..processes.spares import Spares
 
 __all__ = ["SessionResources"]
 
@@ -50,6 +54,7 @@ class SessionResources(ForkAware):
     Args:
         options: of the session; its name is claimed for this process.
         workspace: where the session is; None for the workspace of the options.
+        spares: of the session's pool; None if it has its own, or none.
 
     Attributes:
         directory: of the session.
@@ -57,6 +62,7 @@ class SessionResources(ForkAware):
         worker: the running worker; None while there is none.
         bell: wakes whoever sleeps on it for the session's answers; None if the channel has none.
         stop_thread: ends the thread that does so; None if there is none.
+        spares: of the session, or of its pool; None if there are to be none.
         rejections: counts the messages that were ignored because the worker had not signed them.
 
     Raises:
@@ -64,7 +70,9 @@ class SessionResources(ForkAware):
         HostilePath: the workspace is not a directory that this user can trust and use.
     """
 
-    def __init__(self, options: SessionOptions, workspace: Workspace | None = None) -> None:
+    def __init__(
+        self, options: SessionOptions, workspace: Workspace | None = None, spares: Spares | None = None
+    ) -> None:
         self._owner = this_process.mark
         self.traffic: Traffic | None = None  # of the dispatcher
         self.worker: WorkerHandle | None = None
@@ -83,6 +91,12 @@ class SessionResources(ForkAware):
         self.stop_thread: Callable[[], None] | None = None
         self._log_path = ""  # of the worker, if the log is outside the directory
         self.last_pid = 0  # of the worker that was started last
+        self.spares = spares
+        self._has_own_spares = spares is None and options.spare_workers > 0
+        if self._has_own_spares:
+            from ..processes.spares import Spares  # most sessions have none
+
+            self.spares = Spares(options.spare_workers)
         self._sweep()
         self._guard = self._new_guard()
         self._mark = f"{os.getpid()}-{os.urandom(8).hex()}" if self._guard is None else self._guard.mark
@@ -243,10 +257,36 @@ class SessionResources(ForkAware):
             bell.close()
 
     def _start(self, *, quiet: bool, on_end: Callable[[], None]) -> None:
-        options = self.options
         self.workspace.find(self.session_id)
         self._remove_leftovers()
-        mark = f"{self._mark}-{os.urandom(4).hex()}"
+        recipe, spare = self._take_spare()
+        try:
+            self._start_with(recipe, spare, quiet=quiet, on_end=on_end)
+        except BaseException:
+            if spare is not None:
+                spare.end()
+            raise
+
+    def _take_spare(self) -> tuple[Recipe | None, Spare | None]:
+        """What spares have to be made of, and one of them, if there is one."""
+        if self.spares is None:
+            return None, None
+        options = self.options
+        recipe = recipe_of(
+            options.script_path,
+            self.workspace.root,
+            options.framework,
+            options.cwd,
+            env=options.env,
+            python=options.python,
+        )
+        return recipe, self.spares.take(recipe)
+
+    def _start_with(
+        self, recipe: Recipe | None, spare: Spare | None, *, quiet: bool, on_end: Callable[[], None]
+    ) -> None:
+        options = self.options
+        mark = f"{self._mark}-{os.urandom(4).hex()}" if spare is None else spare.mark
         if self._guard is not None:
             self._guard.watch()  # again, if somebody has ended it
         kind = channel_kind(self._channel)
@@ -277,6 +317,7 @@ class SessionResources(ForkAware):
                 env=options.env,
                 cwd=options.cwd,
                 python=options.python,
+                spare=spare,
             )
             manifests.write(self.directory, msgspec.structs.replace(manifest, worker=process.identity))
             worker = WorkerHandle(channel, process, on_end)
@@ -288,6 +329,8 @@ class SessionResources(ForkAware):
                 deaths = worker.watch.deaths
                 worker.fast_path = controller_fast_path(channel, self.transfer, deaths, self.traffic)
             self.worker, self.last_pid = worker, process.pid
+            if self.spares is not None and recipe is not None:
+                self.spares.refill(recipe, worker.has_settled)
         except BaseException:
             if this_process.mark is not self._owner:  # a signal handler has forked meanwhile
                 raise
@@ -347,4 +390,6 @@ class SessionResources(ForkAware):
                 self.transfer.close()
                 self._give_up()
                 remove_log(self._log_path)
+                if self.spares is not None and self._has_own_spares:
+                    self.spares.close()
         self._end_guard()  # last, and only if all went well

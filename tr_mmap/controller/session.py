@@ -51,6 +51,7 @@ class WorkerKeywords(TypedDict, total=False):
     env: Mapping[str, str | None] | None
     cwd: str | os.PathLike[str] | None
     python: str | os.PathLike[str] | None
+    spare_workers: int
 
 
 class SessionKeywords(WorkerKeywords, total=False):
@@ -107,6 +108,9 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
         max_in_flight: most requests that are with the worker at a time, 1 to 62. A channel other than ``"mapped"``
             carries one.
         at_limit: what one more request does then: ``"block"`` waits until one is answered, ``"fail"`` raises Busy.
+        spare_workers: how many further processes are kept that have imported numpy and tr_mmap, and torch with
+            ``framework="torch"``, but nothing of the script's. A later :meth:`start` takes one of them, and is much
+            faster. The first one is made when the first worker is ready. Not for the legacy channel.
 
     Raises:
         BadMessage: an option is not valid; ``detail`` is its name.

@@ -83,7 +83,7 @@ class SessionState:
         """What this side holds in shared memory, and what the worker does."""
         dispatcher = self._open()
         pool = dispatcher.transfer.stats()
-        worker = dispatcher.resources.worker
+        worker, spares = dispatcher.resources.worker, dispatcher.resources.spares
         log = None if worker is None else worker.process.log_size()
         return SessionStats(
             segments=pool.segments,
@@ -98,6 +98,7 @@ class SessionState:
             log_nbytes=0 if log is None else log.nbytes,
             log_dropped_nbytes=0 if log is None else log.dropped_nbytes,
             is_compiled=IS_COMPILED,
+            spare_workers=0 if spares is None else spares.loaded,
             worker=(
                 ended_state(dispatcher.resources.last_pid)
                 if worker is None

@@ -56,6 +56,7 @@ class SessionStats(PoolStats):
         log_nbytes: bytes of the worker's log now; it is outside shared memory.
         log_dropped_nbytes: bytes that were cut off the beginning of the log, because it had become too large.
         is_compiled: whether this process has tr_mmap's extension; ``tr_mmap.native.WHY_NOT_COMPILED`` says why not.
+        spare_workers: how many processes could become the worker now, see the option of that name.
         worker: what the worker does. Once it has ended, its activity stays ``"ended"`` until the next start.
     """
 
@@ -63,6 +64,7 @@ class SessionStats(PoolStats):
     log_nbytes: int
     log_dropped_nbytes: int
     is_compiled: bool
+    spare_workers: int
     worker: WorkerState
 
 

@@ -124,6 +124,10 @@ class WorkerHandle:
         except (TRException, OSError):
             return True  # somebody has replaced its status
 
+    def has_settled(self) -> bool:
+        """Whether it has been ready, or has ended. Any thread."""
+        return self.watch.is_dead or self._was_ready()
+
     def has_ended_by_itself(self) -> bool:
         """Whether it has ended, and neither a signal nor this side has ended it; also after :meth:`end`."""
         by_itself = self.process.has_ended_by_itself

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..base.background import Background
 from ..controller.results import Result
@@ -32,6 +32,9 @@ from .staff import Staff
 from .stats import SessionPoolStats
 from .tasks import Attempt, Task
 from .worker import State
+
+if TYPE_CHECKING:
+    from ..processes.spares import Spares
 
 __all__ = ["SHUT", "Dispatcher"]
 
@@ -62,6 +65,7 @@ class Dispatcher(Sending):
     Args:
         staff: starts and ends its workers.
         depth: requests that are with one worker; None to choose by how long they take.
+        spares: what its sessions take their processes from; None if there are none.
 
     Attributes:
         is_shut: no more requests are taken.
@@ -69,8 +73,9 @@ class Dispatcher(Sending):
         pid: the process to which the pool belongs.
     """
 
-    def __init__(self, staff: Staff, depth: int | None) -> None:
+    def __init__(self, staff: Staff, depth: int | None, spares: Spares | None = None) -> None:
         super().__init__(staff, depth)
+        self._spares = spares
         self.is_shut = False
         self._is_closed = False  # nothing is taken any more, also of those that have looked at is_shut before
         self.has_ended = threading.Event()
@@ -160,6 +165,7 @@ class Dispatcher(Sending):
             retried=self.retried,
             started=staff.started,
             died=staff.died,
+            spare_workers=0 if self._spares is None else self._spares.loaded,
         )
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -272,6 +278,7 @@ class Dispatcher(Sending):
         while self.queue:
             self._fail(self.queue.popleft(), error)
         self.staff.end(0.0)
+        self._end_spares()
         self.has_ended.set()
 
     def shut(self, *, is_cancelling: bool, grace_s: float) -> None:
@@ -322,5 +329,10 @@ class Dispatcher(Sending):
                 return False
         if not self.staff.retire_all():
             return False
+        self._end_spares()
         self.has_ended.set()
         return True
+
+    def _end_spares(self) -> None:
+        if self._spares is not None:
+            self._spares.close()

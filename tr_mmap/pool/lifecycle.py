@@ -29,6 +29,8 @@ from .staff import Staff
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from ..processes.spares import Spares
+
 __all__ = ["PoolKeywords", "PoolLifecycle"]
 
 _GRACE_AFTER_ERROR_S: Final = 0.5  # for handlers that run, at the end of a ``with`` block that has raised
@@ -100,10 +102,15 @@ class PoolLifecycle(Executor):
         self._framework_of: Callable[[tuple[Any, ...]], str] = checked._framework_of
         start_timeout_ms = options.get("start_timeout_ms", START_TIMEOUT_MS)
         names = _names(self._name)
-        staff = Staff(
-            lambda: new_session(session_id=next(names)), self._script, size, most, seconds_of(start_timeout_ms), reload
-        )
-        self._dispatcher = Dispatcher(staff, max_in_flight)
+        spares = _spares_of(checked)
+
+        def next_session() -> PythonSession[Any]:
+            session = new_session(session_id=next(names))
+            session._spares = spares
+            return session
+
+        staff = Staff(next_session, self._script, size, most, seconds_of(start_timeout_ms), reload)
+        self._dispatcher = Dispatcher(staff, max_in_flight, spares)
         self._is_staging = options.get("budget_nbytes") is None  # a budget is for requests that workers have
         self._finalizer = weakref.finalize(
             self, self._dispatcher.shut, is_cancelling=False, grace_s=EXIT_TIMEOUT_MS / 1000
@@ -217,6 +224,16 @@ class PoolLifecycle(Executor):
         size = check_count("max_workers", max_workers)
         dispatcher = self._open()
         dispatcher.post(partial(dispatcher.staff.resize, size))
+
+
+def _spares_of(session: PythonSession[Any]) -> Spares | None:
+    """The spares that all sessions of a pool share; None if they are to have none."""
+    count = session._options.spare_workers
+    if not count:
+        return None
+    from ..processes.spares import Spares  # most pools have none
+
+    return Spares(count)
 
 
 def _names(prefix: str) -> Iterator[str]:

@@ -62,7 +62,8 @@ class SessionPool(PoolLifecycle):
         quiet_mode: False also prints the workers' output to this process's stderr.
         framework: ``"numpy"`` or ``"torch"``: of results of requests that have no tensors.
         **options: those of :class:`tr_mmap.PythonSession` for each worker, but for ``session_id``, ``replace``,
-            ``at_limit`` and ``at_budget``.
+            ``at_limit`` and ``at_budget``. ``spare_workers`` is how many there are for all workers together; those that
+            replace dead workers, or that :meth:`resize` and ``reload`` start, are made of them.
 
     Raises:
         BadMessage: an option is not valid; ``detail`` is its name.

@@ -43,6 +43,7 @@ class SessionPoolStats:
         retried: attempts that were made again after a worker's death.
         started: workers that were started.
         died: workers that ended without being asked to, or that were ended because they hung.
+        spare_workers: processes that could become workers now, see the option of that name.
     """
 
     max_workers: int
@@ -53,3 +54,4 @@ class SessionPoolStats:
     retried: int
     started: int
     died: int
+    spare_workers: int

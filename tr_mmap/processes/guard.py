@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final
 from ..base import system
 from ..wire.names import LIFELINE_FD_VARIABLE, LOCK_FD_VARIABLE, SECRET_FD_VARIABLE, WORKER_MARK_VARIABLE
 from . import guard_program
+from .child import child_class
 from .identity import ON_LINUX, Identity
-from .spawn import child_class
 
 if TYPE_CHECKING:
-    from .spawn import Child
+    from .child import Child
 
 __all__ = ["Guard"]
 

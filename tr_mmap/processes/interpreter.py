@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from shutil import which
 from typing import Final
 
 from ..base import system
@@ -46,6 +45,8 @@ def find_python(
         return sys.executable
     if chosen is None:
         raise ScriptNotFound(f"there is no Python to run {what}: {_why_none()}; {way}", path=sys.executable or "")
+    from shutil import which  # here, because most programs choose none
+
     found = which(system.absolute(chosen) if os.path.dirname(chosen) else chosen, path=environ.get("PATH"))
     if os.path.basename(chosen) in ("", ".") or found is None:  # "" also ends the name of a directory
         raise ScriptNotFound(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -10,161 +9,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..base import system
-from ..base.unpatched import unpatched
 from ..wire.names import WORKER_MARK_VARIABLE
 from ..wire.waits import KILL_WAIT_S, TERMINATE_GRACE_S
+from .child import UNKNOWN, Starter, child_class
 from .ending import kill_all
 from .identity import Identity, all_stats, send_signal, wait_for_ends
 from .log_forwarder import LogForwarder
 from .tree import has_mark, with_descendants
 from .worker_log import LogSize, create_log, log_size, log_tail
 
-__all__ = ["WorkerProcess", "child_class"]
+if TYPE_CHECKING:
+    from .child import Child
 
+__all__ = ["WorkerProcess"]
 
 _REAP_S: Final = 0.005  # how often to look whether a killed child has ended, if no descriptor is left to wait on
-_UNKNOWN: Final = 1 << 16  # no exit status: the program ignores SIGCHLD, or its own handler has reaped the child
-_BEGIN_S: Final = 1.0  # how long a thread may take to begin
-_SLICE_S: Final = 0.05  # how often a wait for a thread looks whether this is a forked child, which has no such thread
-_IMPORTED: Final = subprocess.Popen
-_start_new_thread: Final[Any] = unpatched("_thread", "start_new_thread")
-_new_lock: Final[Any] = unpatched("_thread", "allocate_lock")
-
-
-class _ChildMethods:
-    """What :func:`child_class` adds to Popen."""
-
-    # Whether Popen is gevent's. That reaps all children itself, and starts them only from a thread that has its loop.
-    is_patched = False
-
-    if TYPE_CHECKING:
-        pid: int
-        returncode: int | None
-        kill: Callable[[], None]
-        wait: Callable[..., int]
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._owner_pid = os.getpid()
-        try:
-            super().__init__(*arguments, **options)  # Popen's
-        except BaseException:
-            # For example Ctrl-C during the wait for execve(2): the caller would never get this child.
-            if self._is_left():
-                self.end()
-            raise
-
-    def _is_left(self) -> bool:
-        return getattr(self, "pid", None) is not None and self.returncode is None and os.getpid() == self._owner_pid
-
-    def poll(self) -> int | None:
-        """As Popen's, but ``_UNKNOWN`` where Popen says 0 of a child that somebody else has reaped."""
-        popen: Any = super()
-        code: int | None = popen.poll() if self.is_patched else popen._internal_poll(_deadstate=_UNKNOWN)
-        return code
-
-    def end(self) -> None:
-        """End just this process, at once."""
-        self.kill()
-        self.wait()
-
-    def __del__(self, *_: Any) -> None:
-        # Nobody can end it any more: an exception came, before the caller had it. Popen's method would only warn.
-        if not self.is_patched and self._is_left():
-            self.end()
-
-
-if TYPE_CHECKING:
-
-    class Child(_ChildMethods, subprocess.Popen[bytes]):
-        """A child process; its end is noticed also by a program that reaps children itself."""
-
-
-def child_class() -> type[Child]:
-    """The class of children, over the Popen that the program has now.
-
-    gevent puts its own in place of Python's, and Python's cannot start anything after that. A program may do so when
-    this module is imported already.
-    """
-    present = subprocess.Popen
-    return _child_class(present if present.__module__ == "gevent.subprocess" else _IMPORTED)
-
-
-@functools.cache
-def _child_class(popen: type) -> type[Child]:
-    return type("Child", (_ChildMethods, popen), {"is_patched": popen.__module__ != "subprocess"})
-
-
-class _Starter:
-    """Starts a child from a thread of its own, in which no signal handler runs.
-
-    A handler that raised after the fork, and before the child's number is noted, would leave a process of which nobody
-    knows. The kernel suspends the thread that starts a child, so a signal often comes to just that moment.
-    """
-
-    def __init__(self, make: Callable[[], Child]) -> None:
-        self._make = make
-        self._owner_pid = os.getpid()
-        self._ended = _new_lock()
-        self._ended.acquire()
-        self._turn = _new_lock()  # whoever acquires it makes the child
-        self._has_begun = self._is_cancelled = self._is_done = False
-        self._child: Child | None = None
-        self._error: BaseException | None = None
-
-    def start(self) -> Child:
-        """Start it. If an exception comes meanwhile, no child is left."""
-        try:
-            try:
-                _start_new_thread(self._run, ())
-            except RuntimeError as error:
-                if self._has_begun or error.__traceback__ is None or error.__traceback__.tb_next is not None:
-                    raise  # a signal handler raised it
-                self._is_cancelled = True
-                return self._make()  # the system has no thread left
-            until_s = time.monotonic() + _BEGIN_S
-            while not self._is_done:
-                self._wait()
-                if not self._has_begun and time.monotonic() > until_s and self._turn.acquire(False):
-                    return self._make()  # the thread has died before its first step, for lack of memory
-            if self._error is not None:
-                raise self._error
-            assert self._child is not None
-            return self._child
-        except BaseException:
-            self._is_cancelled = True  # before the look: a thread that this misses starts nothing
-            while self._has_begun and not self._is_done:
-                try:
-                    self._wait()
-                except BaseException:
-                    if os.getpid() != self._owner_pid:
-                        break
-            if self._child is not None and os.getpid() == self._owner_pid:
-                self._child.end()
-            raise
-        finally:
-            self._error = None  # its traceback has our frame: a cycle, which only the garbage collector frees
-
-    def _wait(self) -> None:
-        if self._ended.acquire(timeout=_SLICE_S):
-            self._ended.release()
-        if os.getpid() != self._owner_pid:
-            raise ChildProcessError("this process was forked from the one that starts a worker, in the middle of that")
-
-    def _run(self) -> None:
-        if not self._turn.acquire(False):
-            return
-        self._has_begun = True
-        try:
-            if not self._is_cancelled:
-                self._child = self._make()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._is_done = True
-            self._ended.release()
 
 
 class WorkerProcess:
@@ -229,33 +91,60 @@ class WorkerProcess:
             OSError: a system call failed; no process is left.
         """
         mark = mark or f"{os.getpid()}-{os.urandom(8).hex()}"
+
+        def start(log_fd: int) -> Child:
+            kind = child_class()
+            make = partial(
+                kind,
+                list(argv),
+                env={**env, WORKER_MARK_VARIABLE: mark},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=tuple(pass_fds),
+                close_fds=True,
+                start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
+            )
+            return make() if kind.is_patched else Starter(make).start()
+
+        return cls.logged(start, argv[0], log_path=log_path, log_link=log_link, mark=mark, quiet=quiet)
+
+    @classmethod
+    def logged(
+        cls,
+        start: Callable[[int], Child],
+        program: str,
+        *,
+        log_path: str,
+        log_link: str = "",
+        mark: str,
+        quiet: bool = True,
+    ) -> WorkerProcess:
+        """Start a program in another way than :meth:`spawn` does; the other arguments and the errors are the same.
+
+        Args:
+            start: gets the descriptor of the log, and starts the program, or makes a spare become it.
+            program: the program.
+            log_path: see :meth:`spawn`.
+            log_link: see :meth:`spawn`.
+            mark: the value of the variable that marks its tree.
+            quiet: see :meth:`spawn`.
+        """
         child: Child | None = None
         try:
             log_path, log_fd = create_log(log_path, log_link)
             try:
-                kind = child_class()
-                make = partial(
-                    kind,
-                    list(argv),
-                    env={**env, WORKER_MARK_VARIABLE: mark},
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log_fd,
-                    stderr=log_fd,
-                    pass_fds=tuple(pass_fds),
-                    close_fds=True,
-                    start_new_session=True,  # so that Ctrl-C at the terminal reaches only the controller
-                )
-                child = make() if kind.is_patched else _Starter(make).start()
+                child = start(log_fd)
             finally:
                 system.close(log_fd)
-            worker = cls(child, argv[0], log_path, mark)
+            worker = cls(child, program, log_path, mark)
         except BaseException as error:
             if child is not None:
                 child.end()
             if isinstance(error, OSError):
-                system.check_limit(error, argv[0])
-                system.check_processes(error, argv[0])
+                system.check_limit(error, program)
+                system.check_processes(error, program)
             raise
         if not quiet:
             try:
@@ -281,10 +170,10 @@ class WorkerProcess:
     def exit_code(self) -> int | None:
         """Its exit status, negative if a signal ended it; None while it lives, or if the status is unknown."""
         code = self._poll()
-        return None if code == _UNKNOWN else code
+        return None if code == UNKNOWN else code
 
     def _poll(self) -> int | None:
-        """As ``exit_code``, but ``_UNKNOWN`` if it has ended and its status is unknown."""
+        """As ``exit_code``, but ``UNKNOWN`` if it has ended and its status is unknown."""
         if os.getpid() != self._owner_pid:
             return None  # a forked child cannot wait for its sibling
         with self._reap_lock:
@@ -297,7 +186,7 @@ class WorkerProcess:
     def has_ended_by_itself(self) -> bool | None:
         """Whether it has ended, and neither a signal nor :meth:`terminate_tree` has ended it; None if unknown."""
         code = self._poll()
-        if code == _UNKNOWN and not self._is_forced:
+        if code == UNKNOWN and not self._is_forced:
             return None
         return code is not None and code >= 0 and not self._is_forced
 

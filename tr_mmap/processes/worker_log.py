@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
 from typing import Final, NamedTuple
 
 from ..base import system
@@ -80,6 +79,8 @@ def new_log_path(directory: str) -> str:
     Args:
         directory: of the session.
     """
+    import tempfile  # here, because workers need no place
+
     try:
         if not system.is_dir_on_tmpfs(directory):
             return ""

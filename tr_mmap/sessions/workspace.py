@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import stat
-import tempfile
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
@@ -252,7 +250,11 @@ class Workspace:
             names = system.list_dir(self.sessions)
         except FileNotFoundError:
             names = []
-        names = sorted(names if at_most is None or len(names) <= at_most else random.sample(names, at_most))
+        if at_most is not None and len(names) > at_most:
+            import random  # here, because there are rarely so many
+
+            names = random.sample(names, at_most)
+        names = sorted(names)
         for name in names:
             path = os.path.join(self.sessions, name)
             if leftover := parse_leftover(name):
@@ -411,7 +413,12 @@ def sweep(root: str | None = None) -> SweepReport:
 
 
 def _default_root() -> str:
-    parent = SHM_DIR if system.is_usable_dir(SHM_DIR) else tempfile.gettempdir()
+    if system.is_usable_dir(SHM_DIR):
+        parent = SHM_DIR
+    else:
+        import tempfile  # here, because Linux has the other place
+
+        parent = tempfile.gettempdir()
     user = os.getuid() if hasattr(os, "getuid") else "user"
     return os.path.join(parent, f"{DEFAULT_ROOT_PREFIX}{user}")
 

@@ -13,7 +13,15 @@ from .options import TransferOptions
 if TYPE_CHECKING:
     from .shared import PoolAccess
 
-__all__ = ["Views", "check_options", "check_views", "controller_transfer", "hand_transfer", "worker_transfer"]
+__all__ = [
+    "Views",
+    "check_options",
+    "check_views",
+    "controller_transfer",
+    "hand_transfer",
+    "import_transfer",
+    "worker_transfer",
+]
 
 Views: TypeAlias = Literal["readonly", "copy_on_write"]
 _VIEWS: Final = get_args(Views)
@@ -93,6 +101,14 @@ def worker_transfer(
     from .segments import SegmentWorkerTransfer
 
     return SegmentWorkerTransfer(directory, options or TransferOptions(), views, shared)
+
+
+def import_transfer(channel: str) -> None:
+    """Import what :func:`worker_transfer` needs, so that it need not do so later."""
+    if channel == LEGACY:
+        from . import legacy_files  # noqa: F401
+    else:
+        from . import segments  # noqa: F401
 
 
 def hand_transfer(directory: str) -> WorkerTransfer:

@@ -11,7 +11,6 @@ import errno
 import os
 import re
 from mmap import ALLOCATIONGRANULARITY
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, overload
 
 import numpy as np
@@ -70,7 +69,11 @@ def memmap(path: StrOrBytesPath, mode: Mode = "r") -> np.memmap[Any, Any]:
 
     array = _with_numpys_strides(until_settled(once))
     # As numpy sets it for a file that it opens by its name.
-    filename: Any = Path(name).resolve() if isinstance(path, os.PathLike) else os.path.abspath(name)
+    filename: Any = os.path.abspath(name)
+    if isinstance(path, os.PathLike):
+        from pathlib import Path  # here, because who has such a path has imported it
+
+        filename = Path(name).resolve()
     array.filename = filename
     return array
 

@@ -51,6 +51,7 @@ WORKER_MARK_VARIABLE: Final = "TR_MMAP_WORKER"  # its value is the mark of the w
 SECRET_FD_VARIABLE: Final = "TR_MMAP_AUTH_FD"
 LIFELINE_FD_VARIABLE: Final = "TR_MMAP_LIFELINE_FD"
 LOCK_FD_VARIABLE: Final = "TR_MMAP_LOCK_FD"  # of the worker's life lock
+SPARE_VARIABLE: Final = "TR_MMAP_SPARE"  # what a spare is to do before it becomes a worker
 PYTHON_VARIABLE: Final = "TR_PYTHON"  # the interpreter of workers
 RESOURCE_TRACKER: Final = "resource_tracker"  # in the arguments of a process that cleans up after its users
 PACKAGES_VARIABLE: Final = "TR_MMAP_PACKAGES"  # where the default worker finds what it imports, after all other places

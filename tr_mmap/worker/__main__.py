@@ -9,8 +9,14 @@ import os
 import sys
 
 
+def find_packages() -> None:
+    """Make ``tr_mmap`` the package that this file is in, whatever else on the path has that name; find the others."""
+    if not __package__:
+        _load_own_package()
+    _find_dependencies()
+
+
 def _load_own_package() -> None:
-    """Make ``tr_mmap`` the package that this file is in, whatever else on the path has that name."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     worker_dir = os.path.dirname(__file__)
@@ -18,6 +24,8 @@ def _load_own_package() -> None:
     sys.path[:] = [
         place for place in sys.path if place not in (worker_dir, os.path.realpath(worker_dir))
     ]  # without -P, Python puts it there
+    if getattr(sys.modules.get("tr_mmap"), "__path__", None) == [package_dir]:  # this process was a spare
+        return
     spec = spec_from_file_location(
         "tr_mmap", os.path.join(package_dir, "__init__.py"), submodule_search_locations=[package_dir]
     )
@@ -37,9 +45,7 @@ def _find_dependencies() -> None:
 
 
 if __name__ == "__main__":
-    if not __package__:
-        _load_own_package()
-    _find_dependencies()
+    find_packages()
     gc.disable()
     from tr_mmap.worker.default import server
 

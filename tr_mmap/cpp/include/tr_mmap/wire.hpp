@@ -176,6 +176,7 @@ inline constexpr char worker_mark_variable[] = "TR_MMAP_WORKER";
 inline constexpr char secret_fd_variable[] = "TR_MMAP_AUTH_FD";
 inline constexpr char lifeline_fd_variable[] = "TR_MMAP_LIFELINE_FD";
 inline constexpr char lock_fd_variable[] = "TR_MMAP_LOCK_FD";
+inline constexpr char spare_variable[] = "TR_MMAP_SPARE";
 inline constexpr char python_variable[] = "TR_PYTHON";
 inline constexpr char resource_tracker[] = "resource_tracker";
 inline constexpr char packages_variable[] = "TR_MMAP_PACKAGES";
