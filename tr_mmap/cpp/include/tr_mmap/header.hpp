@@ -212,10 +212,10 @@ inline Header decode_v1(const std::byte* data, std::size_t nbytes, const Refuser
 inline void check_reserved(const std::byte* bytes, bool has_device, const Refuser& refuse) {
     bool has_ended = !has_device;
     for (std::size_t i = 0; i < wire::device_nbytes; ++i) {
-        const auto letter = std::to_integer<unsigned char>(bytes[i]);
-        if (letter == 0 && (i > 0 || !has_device)) {
+        const auto value = std::to_integer<unsigned char>(bytes[i]);
+        if (value == 0 && (i > 0 || !has_device)) {
             has_ended = true;
-        } else if (has_ended || letter < 0x20 || letter > 0x7e) {
+        } else if (has_ended || value < 0x20 || value > 0x7e) {
             refuse(Fault::BAD_RESERVED, "bytes " + std::to_string(wire::reserved_offset) + " to " +
                                             std::to_string(wire::seq_copy_offset - 1) +
                                             (has_device ? " must name a device" : " must be 0 and are not"));
