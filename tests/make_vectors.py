@@ -43,7 +43,7 @@ DTYPES = {
 }
 SHAPES = {0: (), 1: (3,), 2: (2, 3), 3: (2, 1, 3), 4: (2, 1, 2, 2)}  # and for v2 also the ranks up to 16
 CREATED_NS = 1_700_000_000_000_000_000
-CHECKSUM, SEGMENT = 1, 2
+CHECKSUM, SEGMENT, DEVICE = 1, 2, 4
 
 
 def payload_of(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
@@ -62,6 +62,11 @@ def right_aligned(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def v0(code: int, shape: tuple[int, ...], *, magic: bytes = b"TSR\0", version: int = 1) -> bytes:
     return struct.pack("<4sii4i", magic, version, code, *right_aligned(shape))
+
+
+def device(name: bytes) -> tuple[int, ...]:
+    """The reserved bytes of a v2 header that name a device."""
+    return struct.unpack("<3Q", name.ljust(24, b"\0"))
 
 
 def v1(code: int, shape: tuple[int, ...], **other: Any) -> bytes:
@@ -146,6 +151,8 @@ def add_good(vectors: Vectors) -> None:
     segment = v2(1, 4, shape, flags=SEGMENT, seq=9, layout_seq=4, lease=1, guest=1, offset=4096)
     long = {"gap": bytes(4096 - 256), "tail": bytes(4096 - 24)}
     vectors.add("v2-segment", segment, 2, "float32", shape, seq=9, is_segment=True, **long)
+    segment = v2(1, 4, shape, flags=SEGMENT | DEVICE, seq=9, reserved=device(b"cuda:0"), offset=4096)
+    vectors.add("v2-segment-device", segment, 2, "float32", shape, seq=9, is_segment=True, **long)
 
 
 def add_bad(vectors: Vectors) -> None:
@@ -197,6 +204,9 @@ def add_bad(vectors: Vectors) -> None:
     for index in range(3):
         reserved = tuple(int(index == each) for each in range(3))
         vectors.reject("bad_reserved", f"{96 + 8 * index}", v2(1, 4, shape, reserved=reserved) + payload)
+    for name, text in (("none", b""), ("gap", b"cuda\0:0"), ("not-ascii", b"\xffcuda"), ("control", b"cuda\n")):
+        header = v2(1, 4, shape, flags=SEGMENT | DEVICE, reserved=device(text))
+        vectors.reject("bad_reserved", f"device-{name}", header + payload)
     vectors.reject("bad_reserved", "lease", v2(1, 4, shape, lease=1) + payload)
     vectors.reject("bad_reserved", "guest", v2(1, 4, shape, guest=1) + payload)
     vectors.reject("bad_reserved", "checksum-without-flag", v2(1, 4, shape, crc=1) + payload)

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .sessions.workspace import SweepReport, sweep
     from .shm.stats import PoolStats, ReaderStats
     from .tsr import Header, from_file, load, memmap, read_header, save
+    from .tsr.devices import sender_device
     from .worker.functions import Server
     from .worker.server import TechRenaissanceServer
 
@@ -64,6 +65,7 @@ __all__ = [
     "memmap",
     "read_header",
     "save",
+    "sender_device",
     "sweep",
     "PoolStats",
     "ReaderStats",
@@ -114,6 +116,7 @@ _HOMES: Final = {
     "memmap": "tsr",
     "read_header": "tsr",
     "save": "tsr",
+    "sender_device": "tsr.devices",
     "sweep": "sessions.workspace",
     "PoolStats": "shm.stats",
     "ReaderStats": "shm.stats",

@@ -1,6 +1,7 @@
 """What flows while processes are killed: tensors that tell whether they are whole, and a board that survives a kill.
 
-Shared by the harness, its controllers and its workers. A tensor of number ``n`` is a fixed pattern with ``n`` mixed
+Shared by the harness, its controllers and its workers. With the variable ``TR_KILLS_FRAMEWORK=torch`` they have
+tensors of torch, otherwise of numpy. A tensor of number ``n`` is a fixed pattern with ``n`` mixed
 into every element, so that one element of another number, or of none, is found.
 """
 
@@ -23,6 +24,7 @@ from tr_mmap.shm.pool import SegmentPool
 
 NBYTES: Final = 1 << 20
 BOARD_VARIABLE: Final = "TR_KILLS_BOARD"  # environment variable with the board's path
+FRAMEWORK_VARIABLE: Final = "TR_KILLS_FRAMEWORK"
 _COUNT: Final = NBYTES // 8
 _PATTERN: Final = np.random.default_rng(20).integers(0, 2**63, _COUNT, np.uint64)
 _MIXER: Final = 0x9E3779B97F4A7C15  # odd and without a pattern, so that neighbours differ in every byte
@@ -41,8 +43,24 @@ def content(n: int) -> Array:
     return np.bitwise_xor(_PATTERN, _mixed(n))
 
 
-def fault_of(tensor: Array, n: int, *, is_answer: bool = False) -> str:
+def framework() -> str:
+    """Of the tensors that flow."""
+    return os.environ.get(FRAMEWORK_VARIABLE, "numpy")
+
+
+def flowing(n: int) -> Any:
+    """Tensor number ``n`` as it is sent: an array, or a tensor of torch."""
+    if framework() == "numpy":
+        return content(n)
+    import torch
+
+    return torch.from_numpy(content(n))
+
+
+def fault_of(tensor: Any, n: int, *, is_answer: bool = False) -> str:
     """What is wrong with a tensor that should be number ``n``; "" if nothing is."""
+    if type(tensor) is not np.ndarray:
+        tensor = tensor.numpy()
     if tensor.shape != (_COUNT,) or tensor.dtype != np.uint64:
         return f"number {n} has shape {tensor.shape} and type {tensor.dtype}"
     wanted = _mixed(n) ^ MIRROR if is_answer else _mixed(n)

@@ -1,6 +1,7 @@
 """Kills controllers and workers with SIGKILL while tensors flow, and counts what came of it.
 
     python tests/crash/harness.py --kills 2000
+    python tests/crash/harness.py --kills 500 --torch    # tensors of torch on both sides, not numpy's
 
 A *slot* is a controller, its worker and whoever kills them; several run side by side. The victims say on a board in
 shared memory when they are in the middle of a publish; the killer reads it when the victim is dead. Most kills are
@@ -30,7 +31,7 @@ from typing import Any, Final
 HERE: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from content import BOARD_VARIABLE, Board, Inside, Word, content, fault_of  # noqa: E402
+from content import BOARD_VARIABLE, FRAMEWORK_VARIABLE, Board, Inside, Word, fault_of, flowing, framework  # noqa: E402
 from report import Report  # noqa: E402
 from support import open_files, processes_of  # noqa: E402
 
@@ -49,7 +50,7 @@ FLOWING, DIED = b"f", b"d"  # what a controller tells its killer
 
 def controller(board: Board, tell: int, first: int) -> None:
     """Send, ask, check, until killed; start the worker again whenever it dies."""
-    session = PythonSession(WORKER, SESSION_ID, quiet_mode=True)
+    session = PythonSession(WORKER, SESSION_ID, quiet_mode=True, framework=framework())
     n, kept, is_first = first, first, True
     while True:
         try:
@@ -59,8 +60,8 @@ def controller(board: Board, tell: int, first: int) -> None:
             if not session.wait_until_ready(HANG_S * 1000):
                 raise ResponseTimeout("the worker was never ready", timeout_ms=HANG_S * 1000, command="start")
             if is_first:
-                session.send_tensor(content(kept), "kept")
-                session.send_tensor(content(n), "flow")
+                session.send_tensor(flowing(kept), "kept")
+                session.send_tensor(flowing(n), "flow")
                 is_first = False
             else:
                 _turn(board, session, f"turn kept {kept}", kept)
@@ -70,15 +71,13 @@ def controller(board: Board, tell: int, first: int) -> None:
                 n += 1
                 since += 1
                 if n % 16 == 0:
-                    loan = session.empty(content(n).shape, "uint64")
-                    loan[...] = content(n)
-                    session.send_tensor(loan, "flow")
+                    _lend(session, n)
                 elif n % 4:
-                    session.send_tensor(content(n), "flow")
+                    session.send_tensor(flowing(n), "flow")
                 if n % 4:
                     _turn(board, session, f"turn flow {n}", n)
                 else:
-                    answer = session.calculate({"cmd": "turn", "params": n}, content(n), timeout_ms=HANG_S * 1000)
+                    answer = session.calculate({"cmd": "turn", "params": n}, flowing(n), timeout_ms=HANG_S * 1000)
                     _check(board, answer, n)
                 if n % 8 == 5:
                     _turn_at_once(board, session, n)
@@ -88,6 +87,15 @@ def controller(board: Board, tell: int, first: int) -> None:
             board.words[Word.WORKER_PID] = 0
             board.add(Word.DIED)
             os.write(tell, DIED)
+
+
+def _lend(session: PythonSession, n: int) -> None:
+    """Send a loan. A tensor of torch may be stored into then: that stays in this process."""
+    loan = session.empty(flowing(n).shape, "uint64")
+    loan[...] = flowing(n)
+    session.send_tensor(loan, "flow")
+    if framework() == "torch":
+        loan.fill_(0)
 
 
 def _turn(board: Board, session: PythonSession, message: str, n: int) -> None:
@@ -104,7 +112,7 @@ def _turn_at_once(board: Board, session: PythonSession, n: int) -> None:
                 futures.append((session.submit(f"count {number}", timeout_ms=HANG_S * 1000), str(-number)))
             else:
                 flow = {"cmd": "turn", "params": n}
-                futures.append((session.submit(flow, content(n), timeout_ms=HANG_S * 1000), ""))
+                futures.append((session.submit(flow, flowing(n), timeout_ms=HANG_S * 1000), ""))
     except WorkerDied as error:
         death = error
     for future, wanted in futures:
@@ -374,6 +382,10 @@ def _spin(seconds: float) -> None:
 
 def run_slot(kills: int, seed: int) -> Report:
     """One slot, in this process."""
+    if framework() == "torch":
+        import torch
+
+        torch.set_num_threads(1)  # controllers are forked, and torch's threads are not
     before = open_files()
     directory = Path(tempfile.mkdtemp(prefix=f"tr_kills_{os.getpid()}_", dir="/dev/shm"))
     try:
@@ -385,13 +397,14 @@ def run_slot(kills: int, seed: int) -> Report:
     return report
 
 
-def run(kills: int, jobs: int, seed: int | None = None) -> Report:
+def run(kills: int, jobs: int, seed: int | None = None, framework: str = "numpy") -> Report:
     """Several slots, each in a process of its own."""
     seed = random.SystemRandom().randrange(10**9) if seed is None else seed
     shares = [kills // jobs + (index < kills % jobs) for index in range(jobs)]
     running = [
         subprocess.Popen(
             [sys.executable, __file__, "--kills", str(share), "--seed", str(seed + index), "--as-slot"],
+            env={**os.environ, FRAMEWORK_VARIABLE: framework},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -412,12 +425,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many in all (100)")
     parser.add_argument("--jobs", type=int, default=2, help="slots side by side (2)")
     parser.add_argument("--seed", type=int, default=None, help="of the random moments; another one each time")
+    parser.add_argument("--torch", action="store_true", help="tensors of torch on both sides, not numpy's")
     parser.add_argument("--as-slot", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.torch:
+        os.environ[FRAMEWORK_VARIABLE] = "torch"
     if options.as_slot:
         print(json.dumps(asdict(run_slot(options.kills, options.seed))))
         return 0
-    report = run(options.kills, options.jobs, options.seed)
+    report = run(options.kills, options.jobs, options.seed, framework())
     print(report.to_text())
     return 0 if report.is_good else 1
 

@@ -17,11 +17,12 @@ from content import MIRROR, content, fault_of
 
 @pytest.mark.long
 @pytest.mark.timeout(0)  # the harness ends what hangs, and says so
+@pytest.mark.parametrize(("framework", "kills", "most"), [("numpy", 22, 2000), ("torch", 4, 500)])
 def test_no_kill_at_any_moment_tears_a_tensor_hangs_anyone_or_leaves_anything(
-    is_full: bool, figures: Callable[[str], None]
+    framework: str, kills: int, most: int, is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    kills = 2000 if is_full else 30
-    report = harness.run(kills, jobs=2)
+    kills = most if is_full else kills
+    report = harness.run(kills, jobs=2, framework=framework)
     figures(report.to_text())
     assert report.kills >= kills - len(report.hangs)
     assert report.is_good

@@ -51,6 +51,7 @@ NOT_RUN = {
     "release-sh-1": "installs, then makes a release; tests/packaging tests its parts",
     "release-sh-2": "uploads",
     "store-sh-1": "installs",
+    "torch-sh-1": "test_examples.py runs it, for fewer rounds",
 }
 # Tests that run the blocks of Python and of shell of some pages, one after the other.
 ELSEWHERE = {

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+from page_blocks import BLOCKS
 from support import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -112,6 +114,8 @@ EXPECTED = {
         "\n[2.0, 3.0]\n",
         "one float32 matrix, please",
     ],
+    "torch/training.py": ["losses: 0.", "each with its own weights: True", "right batches: 8 copied: 0 bytes"],
+    "torch/module_costs.py": ["new weights, 4 MiB", "1 x 1024, 4 KiB", "512 x 1024, 2048 KiB"],
     "torch/model.py": ["exported Tensor True", "scripted Tensor True", "source ndarray [2.0, 2.0]"],
     "digits/demo.py": [
         "every result is what the same computation gives here",
@@ -149,6 +153,15 @@ def test_example_runs_and_says_what_it_should(name: str, tmp_path: Path) -> None
     for expected in EXPECTED[name]:
         assert expected in result.stdout
     assert not [path for path in workspace.rglob("*") if path.is_file()]
+
+
+def test_pieces_of_an_example_on_a_page_are_in_the_example() -> None:
+    pieces = [each for each in BLOCKS if each.text.startswith("# fragment: of examples/")]
+    assert {each.page for each in pieces} == {"torch"}
+    for piece in pieces:
+        first, _, rest = piece.text.partition("\n")
+        whole = (ROOT / first.split()[-1]).read_text(encoding="utf-8")
+        assert any(textwrap.indent(rest, " " * depth) in whole for depth in (0, 4, 8, 12)), piece.name
 
 
 def without_torch(folder: Path) -> dict[str, str]:

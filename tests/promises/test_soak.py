@@ -12,9 +12,9 @@ from support import ROOT
 SOAK = ROOT / "tools" / "soak"
 
 
-def soak(part: str, seconds: int, figures: Callable[[str], None]) -> None:
+def soak(parts: str, seconds: int, figures: Callable[[str], None]) -> None:
     done = subprocess.run(
-        [sys.executable, str(SOAK), part, "--seconds", str(seconds)],
+        [sys.executable, str(SOAK), *parts.split(), "--seconds", str(seconds)],
         capture_output=True,
         text=True,
         timeout=seconds + 300,
@@ -27,10 +27,11 @@ def soak(part: str, seconds: int, figures: Callable[[str], None]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(0)
+@pytest.mark.parametrize("parts", ["--no-store", "--no-store --torch"])
 def test_random_traffic_with_faults_is_right_and_flat_and_leaves_nothing(
-    is_full: bool, figures: Callable[[str], None]
+    parts: str, is_full: bool, figures: Callable[[str], None]
 ) -> None:
-    soak("--no-store", 600 if is_full else 6, figures)
+    soak(parts, 600 if is_full else 4, figures)
 
 
 @pytest.mark.long
@@ -47,6 +48,8 @@ def test_a_pool_whose_workers_are_killed_and_come_and_go_is_right_and_flat_and_l
     is_full: bool, figures: Callable[[str], None]
 ) -> None:
     soak("--pool", 600 if is_full else 5, figures)
+    if is_full:
+        soak("--pool --torch", 600, figures)
 
 
 @pytest.mark.long

@@ -85,6 +85,27 @@ class TorchTools(TechRenaissanceServer):
         self.debug_message("seen with debug only:", parameters)
         self.write_response("debug", "ok")
 
+    def do_load_module(self, parameters):
+        """A linear module gets a weight and a bias."""
+        weight, bias = self.get_tensors(parameters, 2)
+        with torch.device("meta"):
+            self.module = torch.nn.Linear(*reversed(weight.shape))
+        self.module.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+
+    def do_where_is_module(self, _parameters):
+        from support import mapping_of_tensor
+
+        self.write_response("where_is_module", json.dumps(asdict(mapping_of_tensor(self.module.weight))))
+
+    def do_apply_module(self, parameters):
+        with torch.inference_mode():
+            self.send_tensors(self.module(*self.get_tensors(parameters, 1)))
+
+    def do_train_module(self, parameters):
+        """One step here, in place."""
+        self.module(*self.get_tensors(parameters, 1)).sum().backward()
+        torch.optim.SGD(self.module.parameters(), lr=1).step()
+
     def do_status(self, parameters):
         self.write_status(parameters)
         self.write_response("status", "ok")

@@ -4,11 +4,11 @@ descriptors and /dev/shm do not grow.
     python tools/soak --minutes 60
 
 There are three sessions: one that nobody disturbs, one whose worker is killed and whose session is closed at random,
-and one over the channel of files. There is also a store of records, whose writers and readers are killed.
-``--no-store`` leaves the store out, ``--no-sessions`` the sessions; ``--gateway`` runs a gateway instead, ``--pool`` a
-pool of workers. Between rounds the program drops all views, tags and records, and takes a sample. Samples of late
-rounds must be as low as those of early ones, and in the end nothing may be left. Prints a report; the exit status is 0
-if all is good, otherwise 1.
+and one over the channel of files. ``--torch`` has tensors of torch on both sides of all of them. There is also a store
+of records, whose writers and readers are killed. ``--no-store`` leaves the store out, ``--no-sessions`` the sessions;
+``--gateway`` runs a gateway instead, ``--pool`` a pool of workers. Between rounds the program drops all views, tags and
+records, and takes a sample. Samples of late rounds must be as low as those of early ones, and in the end nothing may be
+left. Prints a report; the exit status is 0 if all is good, otherwise 1.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ HERE: Final = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
 
 import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
+from frameworks import bytes_of, give, scribble  # noqa: E402
 from gateway import soak_gateway  # noqa: E402
 from measures import count_fds, private_nbytes, shared_nbytes, trim  # noqa: E402
 from pools import soak_pool  # noqa: E402
@@ -101,6 +102,7 @@ class Party:
     name: str
     channel: str
     is_disturbed: bool
+    framework: str = "numpy"
     session: PythonSession | None = None
     tags: dict[str, int] = field(default_factory=dict)  # tag to the number of what it holds
     views: list[tuple[Any, int]] = field(default_factory=list)
@@ -108,7 +110,13 @@ class Party:
     def open(self) -> PythonSession:
         if self.session is None:
             self.session = PythonSession(
-                WORKER, self.name, quiet_mode=True, channel=self.channel, budget_nbytes=BUDGET_NBYTES
+                WORKER,
+                self.name,
+                quiet_mode=True,
+                channel=self.channel,
+                budget_nbytes=BUDGET_NBYTES,
+                framework=self.framework,
+                args=(self.framework,),
             )
         if not self.session.is_alive():
             self.session.start()
@@ -132,13 +140,21 @@ def content(number: int) -> Any:
 class Soak:
     """The traffic and its bookkeeping."""
 
-    def __init__(self, seed: int, workspace: Path, *, has_sessions: bool = True, has_store: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int,
+        workspace: Path,
+        *,
+        has_sessions: bool = True,
+        has_store: bool = True,
+        framework: str = "numpy",
+    ) -> None:
         self.random = random.Random(seed)
         self.workspace = workspace
         self.parties = [
-            Party("steady", "mapped", False),
-            Party("disturbed", "mapped", True),
-            Party("files", "files", True),
+            Party("steady", "mapped", False, framework),
+            Party("disturbed", "mapped", True, framework),
+            Party("files", "files", True, framework),
         ][: None if has_sessions else 0]
         self.store = StoreSoak(workspace, seed) if has_store else None
         self.number = 0
@@ -158,7 +174,7 @@ class Soak:
         return self.number, x
 
     def check(self, found: Any, number: int, what: str) -> None:
-        wanted = content(number)
+        wanted, found = content(number), bytes_of(found)
         if found.shape != wanted.shape or found.dtype != wanted.dtype or found.tobytes() != wanted.tobytes():
             self.wrong.append(f"{what}: tensor {number} is not what was sent")
 
@@ -167,30 +183,41 @@ class Soak:
     def send(self, party: Party) -> None:
         number, x = self.new()
         tag = f"tag{self.random.randrange(8)}"
-        party.open().send_tensor(x, tag)
+        session = party.open()
+        x, was_sent = give(session, x, party.framework, self.random)
+        session.send_tensor(x, tag)
+        was_sent()
         party.tags[tag] = number
 
     def ask(self, party: Party) -> None:
         if not party.tags:
             return self.send(party)
         tag, number = self.random.choice(sorted(party.tags.items()))
-        found = party.open().fetch_tensor(f"{self.random.choice(['echo', 'loan'])} {tag}", LONG_MS)
+        found = party.open().fetch_tensor(f"{self.giving_back(party)} {tag}", LONG_MS)
         self.check(found, number, "ask")
         return self.hold(party, found, number)
 
     def lend(self, party: Party) -> None:
         number, x = self.new()
         session = party.open()
-        if self.random.random() < 0.5:
-            loan = session.empty(x.shape, x.dtype)
-            loan[...] = x
-            x = loan
-        found = session.calculate(self.random.choice(["echo", "loan"]), x, timeout_ms=LONG_MS)
+        x, was_sent = give(session, x, party.framework, self.random)
+        found = session.calculate(self.giving_back(party), x, timeout_ms=LONG_MS)
+        was_sent()
         self.check(found, number, "lend")
+        if self.random.random() < 0.3:
+            again = session.calculate(self.giving_back(party), x, timeout_ms=LONG_MS)
+            if bytes_of(again).tobytes() != bytes_of(x).tobytes():
+                self.wrong.append(f"lend: tensor {number} was sent again, and is not what it was then")
         self.hold(party, found, number)
 
+    def giving_back(self, party: Party) -> str:
+        """A command that answers with the tensor that it gets."""
+        return self.random.choice(["echo", "loan", "infer"] if party.framework == "torch" else ["echo", "loan"])
+
     def hold(self, party: Party, found: Any, number: int) -> None:
-        if self.random.random() < 0.3:
+        if party.framework == "torch" and self.random.random() < 0.3:
+            scribble(found)
+        elif self.random.random() < 0.3:
             party.views.append((found, number))
             del party.views[:-MAX_VIEWS]
 
@@ -205,8 +232,10 @@ class Soak:
     def keep(self, party: Party) -> None:
         number, x = self.new()
         wanted = str(int(x.view(np.uint8).sum(dtype=np.int64)))
+        x, was_sent = give(party.open(), x, party.framework, self.random)
         if party.open().calculate("keep", x, timeout_ms=LONG_MS) != wanted:
             self.wrong.append(f"keep: tensor {number} has another sum in the worker")
+        was_sent()
 
     def drop(self, party: Party) -> None:
         if party.tags:
@@ -226,7 +255,9 @@ class Soak:
         asked: list[tuple[Any, str | None]] = []
         for place in range(AT_ONCE):
             if place % 8 == 0:
-                asked.append((session.submit("echo", x, timeout_ms=LONG_MS), None))
+                given, was_sent = give(session, x, party.framework, self.random)
+                asked.append((session.submit("echo", given, timeout_ms=LONG_MS), None))
+                was_sent()
             else:
                 asked.append((session.submit(f"say {number}.{place}", timeout_ms=LONG_MS), f"{number}.{place}"))
         for future, _ in self.random.sample(asked, 3):
@@ -264,7 +295,7 @@ class Soak:
     def kill(self, party: Party) -> None:
         session = party.open()
         pid = int(session.fetch_response("pid", LONG_MS))
-        x = content(self.number)
+        x, _ = give(session, content(self.number), party.framework, self.random)
         timer = threading.Timer(self.random.uniform(0, 0.01), os.kill, (pid, signal.SIGKILL))
         timer.start()
         try:
@@ -297,12 +328,12 @@ class Soak:
         party.tags.clear()
         session.please_exit()
 
-    def orphan(self, party: Party) -> None:  # noqa: ARG002 - as all deeds
+    def orphan(self, party: Party) -> None:
         """Kill a controller as soon as its session is started: its worker must end, and ``sweep`` remove the files."""
         pid = os.fork()
         if pid == 0:
             try:
-                PythonSession(WORKER, f"orphan{self.number}", quiet_mode=True).start()
+                PythonSession(WORKER, f"orphan{self.number}", quiet_mode=True, args=(party.framework,)).start()
             finally:
                 os.kill(os.getpid(), signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -418,7 +449,9 @@ def main() -> int:
     parts.add_argument("--no-sessions", action="store_true", help="the store only")
     parts.add_argument("--gateway", action="store_true", help="a gateway only")
     parts.add_argument("--pool", action="store_true", help="a pool only")
+    parser.add_argument("--torch", action="store_true", help="tensors of torch on both sides, not numpy's")
     options = parser.parse_args()
+    framework = "torch" if options.torch else "numpy"
     seconds = options.seconds if options.seconds is not None else options.minutes * 60
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")
@@ -428,10 +461,11 @@ def main() -> int:
         if options.gateway:
             return 0 if soak_gateway(seconds, seed, Path(directory)) else 1
         if options.pool:
-            return 0 if soak_pool(seconds, seed, Path(directory)) else 1
+            return 0 if soak_pool(seconds, seed, Path(directory), framework) else 1
         workspace = Path(directory)
         fds, threads = count_fds(os.getpid()), threading.active_count()
-        soak = Soak(seed, workspace, has_sessions=not options.no_sessions, has_store=not options.no_store)
+        parts_had = {"has_sessions": not options.no_sessions, "has_store": not options.no_store}
+        soak = Soak(seed, workspace, **parts_had, framework=framework)
         soak.run(seconds)
         gc.collect()
         sweep()

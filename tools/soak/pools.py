@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 import psutil
+from frameworks import tensor_of
 from measures import count_fds, private_nbytes, shared_nbytes, trim
 
 from tr_mmap import SessionPool, WorkerDied
@@ -45,6 +46,7 @@ class PoolSoak:
     Args:
         workspace: where its sessions are.
         seed: of the random choices.
+        framework: of the tensors on both sides.
 
     Attributes:
         wrong: what was not as it should be.
@@ -52,8 +54,8 @@ class PoolSoak:
         samples: taken between rounds.
     """
 
-    def __init__(self, workspace: Path, seed: int) -> None:
-        self.workspace = workspace
+    def __init__(self, workspace: Path, seed: int, framework: str = "numpy") -> None:
+        self.workspace, self.framework = workspace, framework
         self.random = random.Random(seed)
         self.wrong: list[str] = []
         self.deeds: Counter[str] = Counter()
@@ -62,7 +64,8 @@ class PoolSoak:
         self.nbytes = 0
         self.number = 0
         self.views: list[tuple[Any, int]] = []
-        self.pool = SessionPool(WORKER, 2, quiet_mode=True, timeout_ms=HANG_MS)
+        options = {"framework": framework, "args": (framework,)}
+        self.pool = SessionPool(WORKER, 2, quiet_mode=True, timeout_ms=HANG_MS, **options)
 
     def run(self, seconds: float) -> None:
         """Ask for so long."""
@@ -88,11 +91,11 @@ class PoolSoak:
     # -- deeds --------------------------------------------------------------------------------------------------------
 
     def array(self) -> tuple[int, Any]:
-        """A new array, all of whose elements are its number."""
+        """A new tensor, all of whose elements are its number."""
         self.number += 1
         count = int(2 ** self.random.uniform(0, np.log2(MAX_NBYTES // 8)))
         self.nbytes += count * 8
-        return self.number, np.full(count, float(self.number))
+        return self.number, tensor_of(np.full(count, float(self.number)), self.framework)
 
     def check(self, what: str, result: Any, number: int) -> None:
         """Whether a result is the array with a number; some are kept for a while."""
@@ -137,7 +140,8 @@ class PoolSoak:
         first = self.number + 1
         self.number += count
         nbytes = 64 if is_small else self.random.randrange(1 << 10, 1 << 19)
-        items = (np.full(nbytes // 8, float(first + each)) for each in range(count if is_small else count // 10 + 1))
+        arrays = (np.full(nbytes // 8, float(first + each)) for each in range(count if is_small else count // 10 + 1))
+        items = (tensor_of(array, self.framework) for array in arrays)
         with self.pool.map("echo", items) as results:
             try:
                 for number, result in enumerate(results, first):
@@ -227,11 +231,11 @@ class PoolSoak:
         return not problems
 
 
-def soak_pool(seconds: float, seed: int, workspace: Path) -> bool:
+def soak_pool(seconds: float, seed: int, workspace: Path, framework: str) -> bool:
     """All of it; whether it is good."""
     fds, threads = count_fds(os.getpid()), threading.active_count()
     began_s = time.monotonic()
-    soak = PoolSoak(workspace, seed)
+    soak = PoolSoak(workspace, seed, framework)
     soak.run(seconds)
     gc.collect()
     left = [str(path.relative_to(workspace)) for path in workspace.rglob("*") if path.name != "python_session"]

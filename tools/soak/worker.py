@@ -1,16 +1,24 @@
-"""The worker of the soak: gives back what it gets, sleeps, fails, and keeps views for a while."""
+"""The worker of the soak: gives back what it gets, sleeps, fails, and keeps views for a while.
+
+The framework of its tensors is the second word of its command line; numpy if there is none.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 import numpy as np
+from frameworks import bytes_of, scribble
 
 from tr_mmap import Server
 
-server = Server(framework="numpy")
+server = Server(framework=sys.argv[2] if len(sys.argv) > 2 else "numpy")
 _kept: list[Any] = []
 
 
@@ -24,6 +32,17 @@ def loan(x):
     """The same bytes, in a loan."""
     result = server.empty(x.shape, x.dtype)
     result[...] = x
+    return result
+
+
+@server.command("infer")
+def infer(x):
+    """The same, by torch in inference mode; and a store into what came, which must stay here."""
+    import torch
+
+    with torch.inference_mode():
+        result = loan(x)
+    scribble(x)
     return result
 
 
@@ -43,7 +62,7 @@ def keep(x) -> str:
     """Hold a view of this and of the last 20 kept."""
     _kept.append(x)
     del _kept[:-20]
-    return str(int(np.asarray(x).view(np.uint8).sum(dtype=np.int64)))
+    return str(int(bytes_of(x).view(np.uint8).sum(dtype=np.int64)))
 
 
 @server.command("forget")

@@ -15,7 +15,7 @@ from ..channel.kinds import CHANNEL_NAMES
 from ..errors import BadMessage, ScriptNotFound
 from ..protocol.legacy import LEGACY
 from ..sessions.workspace import Workspace
-from ..transfer.kinds import Views, check_options, check_views
+from ..transfer.kinds import Device, Views, check_device, check_options, check_views
 from ..transfer.options import TransferOptions
 from ..tsr.framework_names import check_framework_name, check_installed
 from ..wire.messages import MOST_IN_FLIGHT
@@ -26,6 +26,7 @@ __all__ = [
     "AtBudget",
     "AtLimit",
     "ChannelName",
+    "Device",
     "Framework",
     "SessionOptions",
     "Views",
@@ -57,6 +58,7 @@ class SessionOptions:
         spin_us: how many microseconds both sides poll for a message, at most, before they sleep.
         recycle_memory: whether the worker keeps freed private memory for later arrays.
         views: ``"readonly"`` or ``"copy_on_write"``; None for the default of each framework.
+        device: ``"same"`` to have received torch tensors where the worker had them; None for CPU memory.
         replace: whether ``start`` closes another session of this process that has the name.
         start_timeout_ms: how long ``with`` waits until the worker is ready.
         args: further words of the worker's command line.
@@ -78,6 +80,7 @@ class SessionOptions:
     spin_us: float = 0.0
     recycle_memory: bool = True
     views: Views | None = None
+    device: Device | None = None
     replace: bool = False
     start_timeout_ms: float | None = None
     args: tuple[str, ...] = ()
@@ -104,6 +107,7 @@ class SessionOptions:
         spin_us: float,
         recycle_memory: bool,
         views: str | None,
+        device: str | None,
         replace: bool,
         start_timeout_ms: float | None,
         args: Iterable[str],
@@ -127,6 +131,7 @@ class SessionOptions:
         _check_choice("channel", channel, CHANNEL_NAMES)
         _check_choice("at_budget", at_budget, ("fail", "block"))
         check_views(views)
+        check_device(device)
         for name, value in (
             ("auth", auth),
             ("checksum", checksum),
@@ -173,6 +178,7 @@ class SessionOptions:
             spin_us=spin,
             recycle_memory=recycle_memory,
             views=views,  # type: ignore[arg-type] # checked above
+            device=device,  # type: ignore[arg-type] # checked above
             replace=replace,
             start_timeout_ms=start_ms,
             args=_args_of(args),

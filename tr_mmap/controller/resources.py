@@ -109,7 +109,12 @@ class SessionResources(ForkAware):
             raise
         try:
             self.transfer = controller_transfer(
-                self._channel, self.directory, options.transfer, options.views, self._process_pool()
+                self._channel,
+                self.directory,
+                options.transfer,
+                options.views,
+                self._process_pool(),
+                options.device,
             )
         except BaseException:
             self._give_up()

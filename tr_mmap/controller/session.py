@@ -20,7 +20,7 @@ from ..protocol.commands import UserMessage
 from ..wire.names import DEFAULT_WORKER
 from ..wire.waits import DEFAULT_TIMEOUT_MS
 from .lifecycle import SessionLifecycle
-from .options import AtBudget, AtLimit, ChannelName, Views, seconds_of
+from .options import AtBudget, AtLimit, ChannelName, Device, Views, seconds_of
 from .progress import OnProgress
 from .request_future import RequestFuture
 from .results import Result, tensors_of, value_of
@@ -46,6 +46,7 @@ class WorkerKeywords(TypedDict, total=False):
     spin_us: float
     recycle_memory: bool
     views: Views | None
+    device: Device | None
     start_timeout_ms: float | None
     args: Iterable[str]
     env: Mapping[str, str | None] | None
@@ -95,6 +96,8 @@ class PythonSession(SessionLifecycle, Generic[_Tensor]):
             ``"copy_on_write"`` for torch. A store into a read-only numpy array raises; a store into a read-only torch
             tensor ends the process, because torch has no such tensors. What is stored into a copy-on-write tensor
             stays in this process.
+        device: None has received tensors in CPU memory. ``"same"`` puts each torch tensor on the device where the
+            worker had it; a process without that device gets UnsupportedTensor. See :func:`tr_mmap.sender_device`.
         replace: whether :meth:`start` first closes another session of this process that has the same id, for example
             that of an earlier run of the same notebook cell.
         start_timeout_ms: how long ``with`` waits until the worker is ready; None sets no limit.

@@ -13,6 +13,7 @@ from ..base.identifiers import tensor_file
 from ..errors import OutOfSpace, SessionNotStarted, SystemLimit
 from ..native import finished, loan_of
 from ..tsr import tensors
+from ..tsr.devices import device_of
 from ..wire.segments import APART_NBYTES, PAYLOAD_OFFSET
 from .repair import RepairableStore
 from .segment import Layout, Segment, make_segment
@@ -31,12 +32,14 @@ class CopiedTensor(NamedTuple):
         layout: how it lies there.
         nbytes: of the payload.
         loan: keeps the segment.
+        device: where the tensor was, as :func:`device_of` says it.
     """
 
     segment: Segment
     layout: Layout
     nbytes: int
     loan: Any
+    device: str = ""
 
 
 class _Making:
@@ -86,7 +89,8 @@ class StoreApart(RepairableStore):
                 segment.set_layout(layout, dtype.numpy)
             self.check_own()  # a signal handler may have forked meanwhile, and the parent fills the segment
             tensors.copy_into(segment.buffer, segment.payload_offset, array)
-        return copied
+        device = device_of(tensor)
+        return copied._replace(device=device) if device else copied
 
     def _make_apart(self, name: str, array: Any, run: Run) -> tuple[Segment, bool]:
         capacity = class_nbytes(array.nbytes)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from ..base import system
+from ..errors import Fault, TSRFormatError
 from ..native import ReaderSegment
 from ..tsr.header import Header
 from ..wire.header import LEASE_WORD, LINE_WORDS, LINES_WORD
@@ -12,7 +15,7 @@ from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, SLOT_NBYTES
 from .readers import LeaseLine
 from .slabs import Place
 
-__all__ = ["MappedFile", "MappedSegment", "Source"]
+__all__ = ["MappedFile", "MappedSegment", "Source", "check_payload"]
 
 
 class MappedFile:
@@ -92,3 +95,21 @@ class MappedSegment(ReaderSegment):
     def lease_now(self) -> int:
         """This reader's lease."""
         return int(self.words[LEASE_WORD if self.line is None else LINES_WORD + self.line.number * LINE_WORDS])
+
+
+def check_payload(segment: MappedSegment) -> None:
+    """Compare the payload with its checksum.
+
+    Raises:
+        TSRFormatError: PAYLOAD_CHECKSUM: they do not match, or there is no checksum.
+    """
+    header = segment.header
+    assert header is not None
+    if header.payload_checksum is None:
+        found = "has no checksum, and this session's tensors have one"
+    else:
+        crc = zlib.crc32(segment.payload[header.payload_offset : header.file_nbytes])
+        if crc == header.payload_checksum:
+            return
+        found = f"payload checksum {crc:#010x}, the header says {header.payload_checksum:#010x}: changed on the way"
+    raise TSRFormatError(f"{segment.name}: {found}", fault=Fault.PAYLOAD_CHECKSUM, path=segment.name)

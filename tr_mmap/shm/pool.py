@@ -18,12 +18,21 @@ import numpy as np
 from ..native import drain, finished, loan_of
 from ..tsr import header as tsr_header
 from ..tsr import tensors
+from ..tsr.devices import device_of
 from ..tsr.framework_names import check_framework_name
-from ..wire.header import DIMS_OFFSET, LAYOUT_WORD, LEASE_FREE, LIVE_OFFSET, V2_HEADER_NBYTES
+from ..wire.header import (
+    DIMS_OFFSET,
+    LAYOUT_WORD,
+    LEASE_FREE,
+    LIVE_OFFSET,
+    RESERVED_OFFSET,
+    SEQ_COPY_OFFSET,
+    V2_HEADER_NBYTES,
+)
 from ..wire.segments import PRIVATE_COPY_NBYTES
 from .apart import CopiedTensor, StoreApart
 from .loans import describe, forbid_writing, layout_of
-from .segment import Layout, Segment
+from .segment import HeaderLayout, Layout, Segment
 from .stats import PoolStats
 
 __all__ = ["CopiedTensor", "Segment", "SegmentPool"]
@@ -126,7 +135,7 @@ class SegmentPool(StoreApart):
             layout = dtype, array.shape, segment.payload_offset
             if segment.is_populated and segment.layout != layout:
                 segment.set_layout(layout, dtype.numpy)
-            self._stamp(segment, layout)
+            self._stamp(segment, layout, device_of(tensor))
         except BaseException:
             segment.release()
             raise
@@ -145,7 +154,7 @@ class SegmentPool(StoreApart):
         try:
             segment.holds += 1
             try:
-                self._stamp(segment, copied.layout)
+                self._stamp(segment, copied.layout, copied.device)
             except BaseException:
                 segment.release()
                 raise
@@ -211,10 +220,11 @@ class SegmentPool(StoreApart):
         finally:
             segment.release()
 
-    def _stamp(self, segment: Segment, layout: Layout) -> None:
+    def _stamp(self, segment: Segment, layout: Layout, device: str = "") -> None:
         self.check_own()  # a signal handler may have forked meanwhile
         seq = self.next_seq()
-        if segment.header_layout != layout or self._has_checksum:
+        described: HeaderLayout = (*layout, device) if device else layout
+        if segment.header_layout != described or self._has_checksum:
             segment.header_layout = None
             segment.is_header_current = False
             dtype, shape, offset = layout
@@ -230,12 +240,15 @@ class SegmentPool(StoreApart):
                 created_ns=time.time_ns(),
                 payload_checksum=crc,
                 is_segment=True,
+                device=device,
             )
             segment.buffer[:LIVE_OFFSET] = raw[:LIVE_OFFSET]
+            segment.buffer[RESERVED_OFFSET:SEQ_COPY_OFFSET] = raw[RESERVED_OFFSET:SEQ_COPY_OFFSET]
             segment.buffer[DIMS_OFFSET:V2_HEADER_NBYTES] = raw[DIMS_OFFSET:]
             segment.words[LAYOUT_WORD] = seq
-            segment.header_layout = layout
-        segment.is_header_current = segment.layout == layout and not self._has_checksum
+            segment.header_layout = described
+        # With a device it is not: no fast path takes the segment before its header is written again.
+        segment.is_header_current = segment.layout == described and not self._has_checksum
         segment.seq = seq
         if not self.is_foreign:
             segment.stamp(seq)

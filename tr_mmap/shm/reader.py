@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections import deque
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,6 +20,7 @@ from ..errors import BadMessage, Fault, HostilePath, StaleTensor, SystemLimit, T
 from ..native import drain
 from ..tsr import header as tsr_header
 from ..tsr import tensors
+from ..tsr.devices import received_from
 from ..tsr.files import Mode, load
 from ..wire.header import (
     LAYOUT_WORD,
@@ -32,7 +32,7 @@ from ..wire.header import (
 )
 from ..wire.names import RESULT_PREFIX, SEGMENT_PREFIX
 from ..wire.segments import HEAD_NBYTES, LOOKS_PER_TAKE, MAX_UNVIEWED, PRIVATE_COPY_NBYTES
-from .mapped import MappedFile, MappedSegment, Source
+from .mapped import MappedFile, MappedSegment, Source, check_payload
 from .readers import LeaseLine
 from .slabs import Place, place_of, slab_nbytes
 from .stats import ReaderStats
@@ -50,6 +50,7 @@ class SegmentReader(ForkAware):
             which is read-only for numpy, copy-on-write for torch.
         shared: the directory of the pool of the controller's process, if the controller's segments are there.
         gives: whether others than this process may read the peer's segments, too.
+        moves_back: whether a torch tensor is put on the device where its sender had it.
 
     Attributes:
         mapped: the peer's segments that are mapped here, by name.
@@ -57,7 +58,14 @@ class SegmentReader(ForkAware):
     """
 
     def __init__(
-        self, directory: str, *, verify: bool = False, views: str | None = None, shared: str = "", gives: bool = False
+        self,
+        directory: str,
+        *,
+        verify: bool = False,
+        views: str | None = None,
+        shared: str = "",
+        gives: bool = False,
+        moves_back: bool = False,
     ) -> None:
         self.mapped: dict[str, MappedSegment] = {}
         # By the stem of the page of readers. The segments keep them: so a pool that has gone keeps no page and no line.
@@ -68,7 +76,7 @@ class SegmentReader(ForkAware):
         self._shared = system.KnownDir(shared) if shared else None
         # By inode and slot: two objects of one segment would release each other's lease.
         self._given: WeakValueDictionary[tuple[int, int], MappedSegment] = WeakValueDictionary()
-        self._verify = verify
+        self._verify, self._moves_back = verify, moves_back
         is_own = [each != "numpy" if views is None else views == "copy_on_write" for each in ("numpy", "torch")]
         self.are_private = is_own[0], is_own[1]
         self._order: deque[MappedSegment] = deque()  # as _forget_some looks at them: the next one first
@@ -95,6 +103,7 @@ class SegmentReader(ForkAware):
             TSRFormatError: the file holds no tensor; or, with ``verify``, PAYLOAD_CHECKSUM: the payload does not match
                 its checksum, or has none.
             SystemLimit: no mapping or descriptor can be had.
+            UnsupportedTensor: this process has not the device to which it is to be moved.
         """
         segment = self.mapped.get(name)
         if segment is None and is_given_file_name(name):
@@ -109,7 +118,7 @@ class SegmentReader(ForkAware):
         array = self._view(segment, seq, tag)
         if self._verify:
             try:
-                _check_payload(segment)
+                check_payload(segment)
             except BaseException:
                 array = None  # else a traceback that is kept would keep the lease
                 raise
@@ -117,10 +126,16 @@ class SegmentReader(ForkAware):
             array = array.copy()
         elif is_private:  # made while the first view holds the lease
             array = self._view(segment, seq, tag, self._map_private(segment, seq, tag))
-        if framework == "numpy":
-            return array
-        assert segment.header is not None
-        return tensors.received_torch(array, segment.header.dtype)
+        header = segment.header
+        assert header is not None
+        tensor = array if framework == "numpy" else tensors.received_torch(array, header.dtype)
+        if header.device:
+            # The fast paths know no devices: without a layout they leave the next tensor to this method, too.
+            segment.set_layout(0, header.dtype.numpy, header.shape, header.payload_offset)
+            array, given = None, [tensor]
+            tensor = None  # else a traceback that is kept would keep the lease
+            return received_from(header.device, given.pop(), moves_back=self._moves_back)
+        return tensor
 
     def makes_private(self, framework: str) -> bool:
         """Whether the views in a framework are copy-on-write."""
@@ -164,15 +179,15 @@ class SegmentReader(ForkAware):
         if header is None:
             raise _stale(name, seq, tag)
         if self._verify:
-            _check_payload(segment)
+            check_payload(segment)
         part = segment.payload[header.payload_offset : header.file_nbytes]
         array = tensors.from_buffer(bytearray(part), header.dtype, header.shape, 0, "numpy")
         if segment.words[SEQ_WORD] != seq:
             raise _stale(name, seq, tag)
-        if framework != "numpy":
-            return tensors.received_torch(array, header.dtype)
-        array.flags.writeable = self.makes_private(framework)
-        return array
+        if framework == "numpy":
+            array.flags.writeable = self.makes_private(framework)
+        tensor = array if framework == "numpy" else tensors.received_torch(array, header.dtype)
+        return received_from(header.device, tensor, moves_back=self._moves_back) if header.device else tensor
 
     def _load(self, name: str, seq: int, framework: str, tag: str) -> Any:
         """A view of a plain file, which needs no lease: whoever saves it again makes a new one."""
@@ -377,16 +392,3 @@ class SegmentReader(ForkAware):
 def _stale(name: str, seq: int, tag: str) -> StaleTensor:
     what = f"tensor {tag!r}" if tag else "the result"
     return StaleTensor(f"{what} (number {seq} in {name}) is not there any more; send it again", name=name, seq=seq)
-
-
-def _check_payload(segment: MappedSegment) -> None:
-    header = segment.header
-    assert header is not None
-    if header.payload_checksum is None:
-        found = "has no checksum, and this session's tensors have one"
-    else:
-        crc = zlib.crc32(segment.payload[header.payload_offset : header.file_nbytes])
-        if crc == header.payload_checksum:
-            return
-        found = f"payload checksum {crc:#010x}, the header says {header.payload_checksum:#010x}: changed on the way"
-    raise TSRFormatError(f"{segment.name}: {found}", fault=Fault.PAYLOAD_CHECKSUM, path=segment.name)

@@ -21,9 +21,10 @@ from ..wire.names import TENSOR_SUFFIX
 from ..wire.segments import HEAD_NBYTES, PAYLOAD_OFFSET, POPULATE_NBYTES, SLOT_NBYTES
 from .slabs import Place, slab_nbytes, slot_name
 
-__all__ = ["Layout", "Segment", "Slab", "make_segment", "make_slab"]
+__all__ = ["HeaderLayout", "Layout", "Segment", "Slab", "make_segment", "make_slab"]
 
 Layout = tuple[DType, tuple[int, ...], int]  # dtype, shape, and how many bytes after the header the payload begins
+HeaderLayout = Layout | tuple[DType, tuple[int, ...], int, str]  # with the device, if that is not the CPU
 
 
 class Slab:
@@ -127,7 +128,7 @@ class Segment(OwnerSegment):
         self.capacity = len(buffer) - self.payload_offset
         self.key = self.capacity if slab is None else -SLOT_NBYTES
         self.is_counted = False
-        self.header_layout: Layout | None = None
+        self.header_layout: HeaderLayout | None = None
         self.is_tainted = False  # an unknown process may have a view: retire it, never fill it again
         self.is_populated = False  # our mapping has its pages in place
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .shared import PoolAccess
 
 __all__ = [
+    "Device",
     "Views",
+    "check_device",
     "check_options",
     "check_views",
     "controller_transfer",
@@ -24,7 +26,9 @@ __all__ = [
 ]
 
 Views: TypeAlias = Literal["readonly", "copy_on_write"]
+Device: TypeAlias = Literal["same"]
 _VIEWS: Final = get_args(Views)
+_SAME: Final = "same"
 
 
 def check_options(channel: str, *, auth: bool, checksum: bool) -> None:
@@ -53,12 +57,27 @@ def check_views(views: object) -> None:
         )
 
 
+def check_device(device: object) -> None:
+    """Refuse what is no device for received tensors, as an option.
+
+    Raises:
+        BadMessage: it is neither None nor ``"same"``.
+    """
+    if device is not None and (not isinstance(device, str) or device != _SAME):
+        raise BadMessage(
+            f"device is {device!r:.80}; it must be {_SAME!r}, for the device where the sender had the tensor, or None "
+            "for CPU memory",
+            detail="device",
+        )
+
+
 def controller_transfer(
     channel: str,
     directory: str,
     options: TransferOptions,
     views: str | None = None,
     shared: PoolAccess | None = None,
+    device: str | None = None,
 ) -> ControllerTransfer:
     """The controller's side of the transfer that goes with a channel.
 
@@ -68,6 +87,7 @@ def controller_transfer(
         options: how to keep tensors.
         views: what received tensors are.
         shared: the pool of this process; None if the session has a pool of its own.
+        device: ``"same"`` to put received torch tensors where their senders had them.
     """
     if channel == LEGACY:
         from .legacy_files import LegacyControllerTransfer
@@ -75,7 +95,7 @@ def controller_transfer(
         return LegacyControllerTransfer(directory, budget_nbytes=options.budget_nbytes, views=views)
     from .segments import SegmentControllerTransfer
 
-    return SegmentControllerTransfer(directory, options, views, shared)
+    return SegmentControllerTransfer(directory, options, views, shared, moves_back=device == _SAME)
 
 
 def worker_transfer(
@@ -84,6 +104,7 @@ def worker_transfer(
     options: TransferOptions | None = None,
     views: str | None = None,
     shared: str = "",
+    device: str | None = None,
 ) -> WorkerTransfer:
     """The worker's side of the transfer that goes with a channel. In the legacy dialect it gives copies, no views.
 
@@ -93,6 +114,7 @@ def worker_transfer(
         options: how to keep tensors.
         views: what fetched tensors are.
         shared: the directory of the pool of the controller's process; "" if the session has a pool of its own.
+        device: as of :func:`controller_transfer`.
     """
     if channel == LEGACY:
         from .legacy_files import LegacyWorkerTransfer
@@ -100,7 +122,7 @@ def worker_transfer(
         return LegacyWorkerTransfer(directory)
     from .segments import SegmentWorkerTransfer
 
-    return SegmentWorkerTransfer(directory, options or TransferOptions(), views, shared)
+    return SegmentWorkerTransfer(directory, options or TransferOptions(), views, shared, moves_back=device == _SAME)
 
 
 def import_transfer(channel: str) -> None:

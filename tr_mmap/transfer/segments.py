@@ -49,12 +49,23 @@ class SegmentWorkerTransfer(WorkerTransfer):
         views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
         shared: the directory of the pool of the controller's process; "" if the session has a pool of its own. Then its
             results have one reader only.
+        moves_back: whether fetched torch tensors are put on the devices where their senders had them.
     """
 
-    def __init__(self, directory: str, options: TransferOptions, views: str | None = None, shared: str = "") -> None:
+    def __init__(
+        self,
+        directory: str,
+        options: TransferOptions,
+        views: str | None = None,
+        shared: str = "",
+        *,
+        moves_back: bool = False,
+    ) -> None:
         self._has_checksum = options.checksum
         self._lock = threading.RLock()
-        self._reader = SegmentReader(directory, verify=options.checksum, views=views, shared=shared)
+        self._reader = SegmentReader(
+            directory, verify=options.checksum, views=views, shared=shared, moves_back=moves_back
+        )
         self._pool = _pool(directory, RESULT_PREFIX, options, has_lines=bool(shared))
         self.quick_loan = self._pool.quick_loan
         self.tags: MutableMapping[str, TensorRef] = {}
@@ -160,6 +171,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         options: how to keep tensors.
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are; None for each framework's default.
         shared: the pool of this process, which the transfer joins; None for one of its own, in the session directory.
+        moves_back: whether received torch tensors are put on the devices where their senders had them.
     """
 
     decode = staticmethod(decode_response)
@@ -171,11 +183,13 @@ class SegmentControllerTransfer(ControllerTransfer):
         options: TransferOptions,
         views: str | None = None,
         shared: PoolAccess | None = None,
+        *,
+        moves_back: bool = False,
     ) -> None:
         super().__init__()
         self._directory = directory
         self._has_checksum = options.checksum
-        self._views = views
+        self._views, self._moves_back = views, moves_back
         self._tags = Tags(directory, self._release_later)
         self.unannounced = self._tags.unannounced
         # By request that was not sent: what it names for itself alone.
@@ -373,7 +387,9 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def _new_reader(self) -> SegmentReader:
         gives = bool(self.pool_directory)
-        return SegmentReader(self._directory, verify=self._has_checksum, views=self._views, gives=gives)
+        return SegmentReader(
+            self._directory, verify=self._has_checksum, views=self._views, gives=gives, moves_back=self._moves_back
+        )
 
     def collect(self) -> None:
         self.access.when_free(self._run, self._collect)

@@ -67,7 +67,7 @@ v2: 256 bytes
       0  4s       magic "TSR!"
       4  i32      version = 2
       8  i32      header size = 256
-     12  u32      flags: bit 0 CHECKSUM, bit 1 SEGMENT; all others 0
+     12  u32      flags: bit 0 CHECKSUM, bit 1 SEGMENT, bit 2 DEVICE (only with SEGMENT); all others 0
      16  i32      dtype code, 1 to 20
      20  i32      ndim, 0 to 16
      24  u64      payload bytes = element count * item size
@@ -81,7 +81,7 @@ v2: 256 bytes
      72  u64      layout_seq: the seq with which bytes 0 to 63 and 128 to 255 were last written
      80  u64      lease: 0 free, 1 held (the session's own reader has a view), 2 pinned (it may have one for ever)
      88  u64      guest: not 0 once a guest has mapped the file
-     96  u64[3]   0
+     96  u64[3]   0; with DEVICE 24s, where the owner had the tensor: "cuda:0", say, in ASCII, filled up with zeros
     120  u64      seq again
     -- --
     128  i64[16]  sizes, outermost first; those after the first ndim are 0
@@ -122,8 +122,8 @@ To publish a tensor, the owner
 
 1. chooses a segment that no tag, message or local view of its own holds, and stores seq = 0;
 2. reads guest, the lease at 80, and the lease lines that have a reader, and does not fill the segment if any is set;
-3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum), also bytes 0 to 63,
-   bytes 128 to 255, and layout_seq = the new seq;
+3. writes the payload; if anything else in the header changes (dtype, shape, offset, checksum, device), also bytes 0 to
+   63, 96 to 119 and 128 to 255, and layout_seq = the new seq;
 4. stores the copy of seq at 120, then seq at 64, and only then names segment and seq in a message to the reader.
 
 To retire a segment (always, once it has a guest or a lease of 2), the owner stores seq = 2**64-1 in both copies, reads

@@ -17,8 +17,10 @@ from typing import Final, NoReturn
 
 from ..errors import Fault, TSRFormatError
 from ..wire.header import (
+    DEVICE_NBYTES,
     DIMS_OFFSET,
     FLAG_CHECKSUM,
+    FLAG_DEVICE,
     FLAG_SEGMENT,
     HEADER_CHECKSUM_OFFSET,
     MAGIC,
@@ -42,12 +44,13 @@ MAX_NBYTES: Final = 2**63 - 1  # off_t and Py_ssize_t: what a mapping can addres
 MAX_SEQ: Final = SEQ_RETIRED - 1
 
 _NEWER_MAGICS: Final = frozenset({b"TSR3", b"TSR4"})  # of later versions of the original framework
-_KNOWN_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT
+_FILE_FLAGS: Final = FLAG_CHECKSUM  # what a plain file may have
+_SEGMENT_FLAGS: Final = FLAG_CHECKSUM | FLAG_SEGMENT | FLAG_DEVICE
 _V0: Final = struct.Struct("<4sii4i")
 _V1: Final = struct.Struct("<4s3i2i4i3q")
-_V2: Final = struct.Struct("<4siiIiiQQQQII8Q16q")
+_V2: Final = struct.Struct("<4siiIiiQQQQII4Q24sQ16q")
 _V2_FIXED: Final = struct.Struct("<4siiIiiQQQQI")  # bytes 0..59
-_V2_LIVE: Final = struct.Struct("<I8Q")  # the header checksum, then the live line
+_V2_LIVE: Final = struct.Struct("<I4Q24sQ")  # the header checksum, then the live line
 _V2_DIMS: Final = struct.Struct("<16q")
 _UNUSED_DIMS: Final = tuple((0,) * (MAX_NDIM - ndim) for ndim in range(MAX_NDIM + 1))
 _INT32_MAX: Final = 2**31 - 1
@@ -70,6 +73,7 @@ class Header:
         created_ns: when the header was built, nanoseconds since 1970; 0 for v0 and v1.
         payload_checksum: CRC-32 of the payload, or None where the file has none.
         is_segment: the file belongs to a session that may recycle it; a view needs a lease or a guest mark.
+        device: of a segment: where its owner had the tensor, as torch writes it; "" for CPU memory.
     """
 
     version: int
@@ -81,6 +85,7 @@ class Header:
     created_ns: int
     payload_checksum: int | None
     is_segment: bool
+    device: str = ""
 
     @property
     def count(self) -> int:
@@ -169,10 +174,12 @@ def encode_v2(
     created_ns: int,
     payload_checksum: int | None = None,
     is_segment: bool = False,
+    device: str = "",
 ) -> bytes:
     """The 256 bytes of a v2 header, with layout_seq and the copy of seq equal to ``seq``, no lease and no guest.
 
-    A segment's header may be built with ``seq=0``, "being written"; no reader accepts it before seq is stored.
+    A segment's header may be built with ``seq=0``, "being written"; no reader accepts it before seq is stored. Only a
+    segment's header may have a ``device``.
 
     Raises:
         TSRFormatError: ``decode`` would refuse the header.
@@ -190,6 +197,10 @@ def encode_v2(
     if payload_checksum is not None and not 0 <= payload_checksum < 2**32:
         _refuse(Fault.UNREPRESENTABLE, f"payload checksum {payload_checksum}, a CRC-32 is 0 to 2**32-1", None)
     flags = (FLAG_CHECKSUM if payload_checksum is not None else 0) | (FLAG_SEGMENT if is_segment else 0)
+    if device:
+        flags |= FLAG_DEVICE
+        if not is_segment or not _is_device(device.encode()):
+            _refuse(Fault.UNREPRESENTABLE, f"device {device!r}, a segment names one in 24 letters of ASCII", None)
     fixed = _V2_FIXED.pack(
         MAGIC,
         2,
@@ -205,7 +216,7 @@ def encode_v2(
     )
     dims = _V2_DIMS.pack(*sizes, *_UNUSED_DIMS[ndim])
     checksum = zlib.crc32(dims, zlib.crc32(fixed))
-    return fixed + _V2_LIVE.pack(checksum, seq, seq, 0, 0, 0, 0, 0, seq) + dims
+    return fixed + _V2_LIVE.pack(checksum, seq, seq, 0, 0, device.encode(), seq) + dims
 
 
 def _decode_v0(data: bytes, path: str | None) -> Header:
@@ -263,9 +274,7 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
         layout_seq,
         lease,
         guest,
-        zero_a,
-        zero_b,
-        zero_c,
+        reserved,
         seq_copy,
         *dims,
     ) = _V2.unpack(data)
@@ -281,11 +290,14 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
     found = zlib.crc32(data[DIMS_OFFSET:], zlib.crc32(data[:HEADER_CHECKSUM_OFFSET]))
     if checksum != found:
         _refuse(Fault.HEADER_CHECKSUM, f"header checksum {checksum:#010x}, the header's bytes make {found:#010x}", path)
-    if flags & ~_KNOWN_FLAGS:
-        _refuse(Fault.BAD_FLAGS, f"flags {flags:#x}, known are {_KNOWN_FLAGS:#x}: written by a newer tr_mmap?", path)
-    if zero_a or zero_b or zero_c:
-        _refuse(Fault.BAD_RESERVED, f"bytes 96 to 119 hold {zero_a}, {zero_b}, {zero_c}, they must be 0", path)
     is_segment = bool(flags & FLAG_SEGMENT)
+    known = _SEGMENT_FLAGS if is_segment else _FILE_FLAGS
+    if flags & ~known:
+        _refuse(Fault.BAD_FLAGS, f"flags {flags:#x}, known are {known:#x}: written by a newer tr_mmap?", path)
+    device, has_device = reserved.rstrip(b"\0"), bool(flags & FLAG_DEVICE)
+    if not _is_device(device) if has_device else device:
+        expected = "name a device" if has_device else "be 0"
+        _refuse(Fault.BAD_RESERVED, f"bytes 96 to 119 hold {device!r}, they must {expected}", path)
     if not is_segment:
         if lease or guest:
             _refuse(Fault.BAD_RESERVED, f"lease {lease} and guest {guest}, outside a segment they are 0", path)
@@ -323,7 +335,13 @@ def _decode_v2(data: bytes, path: str | None) -> Header:
         created_ns,
         payload_checksum if has_checksum else None,
         is_segment,
+        device.decode("ascii"),
     )
+
+
+def _is_device(name: bytes) -> bool:
+    """Whether a header can hold the name of a device, and such a name can be one."""
+    return 0 < len(name) <= DEVICE_NBYTES and name.isascii() and name.decode().isprintable()
 
 
 def _check_sizes(shape: tuple[int, ...], dtype: DType, path: str | None) -> tuple[int, int]:

@@ -261,7 +261,9 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         if tensor.requires_grad:
             tensor = tensor.detach()
         is_on_device = not tensor.is_cpu
-        if _is_cut_off(tensor):  # torch would read whatever is there
+        if not (is_on_device and _is_functional(tensor, torch)) and _is_cut_off(
+            tensor
+        ):  # torch would read whatever is there
             raise UnsupportedTensor(
                 f"the memory of this tensor of shape {tuple(tensor.shape)} was freed or made shorter: its storage "
                 f"holds {tensor.untyped_storage().nbytes()} bytes"
@@ -301,6 +303,12 @@ def _tell_fast_paths(dtype: DType, torch: Any) -> None:
         return
     types = torch.Tensor, torch.nn.Parameter, torch.Size
     learn_torch((*types, exchange, torch.is_inference_mode_enabled, torch.inference_mode), kind, in_numpy)
+
+
+def _is_functional(tensor: Any, torch: Any) -> bool:
+    """Whether the data of a tensor is elsewhere, as that of a lazy device or of XLA; its storage may have no bytes."""
+    is_functional = getattr(torch, "_is_functional_tensor", None)
+    return is_functional is not None and bool(is_functional(tensor))
 
 
 def _is_cut_off(tensor: Any) -> bool:

@@ -25,6 +25,7 @@ PAYLOAD_ALIGNMENT_NBYTES: Final = 256  # a multiple of every item size, of AVX-5
 
 FLAG_CHECKSUM: Final = 1  # the payload checksum field holds the payload's CRC-32
 FLAG_SEGMENT: Final = 2  # a session's segment: the live line is in use, and the file may be longer than the payload
+FLAG_DEVICE: Final = 4  # of a segment only: the reserved bytes of the live line name the device that the tensor was on
 
 # Fields of v2, bytes 0 to 63: fixed while a tensor is published, under the header checksum.
 MAGIC_OFFSET: Final = 0
@@ -47,7 +48,8 @@ V0_DIMS_OFFSET: Final = 12
 V1_DIMS_OFFSET: Final = 24
 V1_COUNT_OFFSET: Final = 40
 
-# The live line: one cache line, outside the header checksum, changed by single aligned 8-byte stores.
+# The live line: one cache line, outside the header checksum, changed by single aligned 8-byte stores. Its reserved
+# bytes are 0 without FLAG_DEVICE.
 LIVE_OFFSET: Final = 64
 LIVE_NBYTES: Final = 64
 SEQ_OFFSET: Final = 64
@@ -56,6 +58,7 @@ LEASE_OFFSET: Final = 80
 GUEST_OFFSET: Final = 88
 RESERVED_OFFSET: Final = 96
 SEQ_COPY_OFFSET: Final = 120
+DEVICE_NBYTES: Final = SEQ_COPY_OFFSET - RESERVED_OFFSET  # of the longest name of a device
 # The same places as indices of 8-byte words from the start of the header.
 SEQ_WORD: Final = SEQ_OFFSET // 8
 LAYOUT_WORD: Final = LAYOUT_SEQ_OFFSET // 8

@@ -177,13 +177,16 @@ def _is_own_file(name: str) -> bool:
     return name in (RESPONSE_FILE, LOG_FILE) or name.startswith((".", STATUS_FILE)) or is_result_name(name)
 
 
-def attach(argument: str, rejections: RejectionCounter, views: str | None = None) -> Attachment:
+def attach(
+    argument: str, rejections: RejectionCounter, views: str | None = None, device: str | None = None
+) -> Attachment:
     """Connect to a session.
 
     Args:
         argument: the session's id, or its directory.
         rejections: counts the messages that are rejected.
         views: ``"readonly"`` or ``"copy_on_write"``: what fetched tensors are; None for each framework's default.
+        device: ``"same"`` to put fetched torch tensors where the controller had them.
 
     Raises:
         SessionNotStarted: there is no such session, or it has another worker, perhaps one that has started this
@@ -225,7 +228,7 @@ def attach(argument: str, rejections: RejectionCounter, views: str | None = None
         known = ", ".join(CHANNEL_NAMES)
         raise BadMessage(f"the session's channel is {manifest.channel[:80]!r}, known are {known}", detail="channel")
     transfer = worker_transfer(
-        manifest.channel, directory, manifest.transfer, views, path_of_pool(directory, manifest.pool)
+        manifest.channel, directory, manifest.transfer, views, path_of_pool(directory, manifest.pool), device
     )
     channel = channel_kind(manifest.channel).attach(directory, manifest.doorbells)
     channel.set_spin(manifest.spin_us)

@@ -9,7 +9,7 @@ from ..errors import BadMessage, TRException
 from ..protocol.batches import BATCH_START, NO_BATCHES
 from ..protocol.messages import Request
 from ..protocol.named_values import FORM_NAMED, pack, unpack
-from ..transfer.kinds import Views
+from ..transfer.kinds import Device, Views
 from ..tsr.framework_names import check_installed
 from ..wire.messages import ARGUMENT_TAG_PREFIX, EXIT_COMMAND, RELEASE_COMMAND
 from .annotations import code_of
@@ -51,11 +51,12 @@ class Server(TechRenaissanceServer):
         framework: of the tensors that the functions get, ``"numpy"`` or ``"torch"``.
         debug: whether :meth:`debug_message` prints.
         views: ``"readonly"`` or ``"copy_on_write"``, as in :class:`TechRenaissanceServer`.
+        device: None or ``"same"``, as in :class:`TechRenaissanceServer`.
         threads: how many requests plain functions handle at once, as in :class:`TechRenaissanceServer`. ``async def``
             functions run in one event loop beside them, any number at once.
 
     Raises:
-        BadMessage: no such framework, no such views, or no such number of threads.
+        BadMessage: no such framework, no such views, no such device, or no such number of threads.
         MissingPackage: the framework is not installed.
     """
 
@@ -65,8 +66,9 @@ class Server(TechRenaissanceServer):
         debug: bool = False,
         views: Views | None = None,
         threads: int | None = None,
+        device: Device | None = None,
     ) -> None:
-        super().__init__(debug=debug, framework=framework, views=views, threads=threads)
+        super().__init__(debug=debug, framework=framework, views=views, threads=threads, device=device)
         check_installed(framework)
         self._commands: dict[str, Command] = {}
 

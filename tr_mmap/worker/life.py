@@ -16,7 +16,7 @@ from ..errors import SessionNotStarted
 from ..native import WorkerFastPath
 from ..processes.watch import PeerWatch
 from ..protocol.status import Status
-from ..transfer.kinds import Views, check_views
+from ..transfer.kinds import Device, Views, check_device, check_views
 from ..wire.names import SESSION_PREFIX
 from ..wire.waits import ORPHAN_GRACE_S
 from .attach import Attachment, attach
@@ -46,16 +46,17 @@ class WorkerLife(ForkAware):
     session_id = ""  # of the class, so that __init__ keeps what a subclass has stored
     _shared: RequestContext  # of the request at hand, where there is one at a time; else of what is between requests
 
-    def __init__(self, debug: bool, views: Views | None) -> None:
+    def __init__(self, debug: bool, views: Views | None, device: Device | None = None) -> None:
         self._fast_path: WorkerFastPath | None = None
         super().__init__()  # now: its hook uses the fast path
         check_views(views)
+        check_device(device)
         self.debug = debug
         self.session_dir = ""
         self._channel: Channel | None = None
         self._rejections = RejectionCounter()
         self._attachment: Attachment | None = None
-        self._views = views
+        self._views, self._device = views, device
         self._watch: PeerWatch | None = None
         self._touch: Callable[[], None] = _do_nothing  # the session's heartbeat
         self._responder = Responder(self._has_to_stop)
@@ -71,7 +72,7 @@ class WorkerLife(ForkAware):
         if session_id is None:
             session_id = self._named_session()
         self.is_foreign = False  # a child that was forked before this is a worker of its own
-        attachment = self._attachment = attach(session_id, self._rejections, self._views)
+        attachment = self._attachment = attach(session_id, self._rejections, self._views, self._device)
         self.session_dir = attachment.directory
         self.session_id = os.path.basename(attachment.directory).removeprefix(SESSION_PREFIX)
         self._shared.channel, self._shared.transfer = attachment.channel, attachment.transfer

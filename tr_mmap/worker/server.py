@@ -18,7 +18,7 @@ from ..base.identifiers import check_tag, tensor_file
 from ..errors import BadMessage, MissingPackage, MissingTag, SessionNotStarted
 from ..protocol.commands import split_words
 from ..protocol.status import TRANSITIONS, Status, StatusLine, parse_status
-from ..transfer.kinds import Views
+from ..transfer.kinds import Device, Views
 from ..tsr.dtypes import import_torch
 from ..tsr.framework_names import check_framework_name
 from ..wire.names import RESULT_PREFIX, TENSOR_SUFFIX
@@ -47,17 +47,24 @@ class TechRenaissanceServer(RequestService):
         views: ``"readonly"`` or ``"copy_on_write"``: what received tensors are. None is ``"readonly"`` for numpy and
             ``"copy_on_write"`` for torch. A store into a read-only torch tensor, or through torch into a read-only
             numpy array, ends the worker with SIGSEGV.
+        device: None has received tensors in CPU memory. ``"same"`` puts each torch tensor on the device where the
+            controller had it; if the worker has no such device, the request fails with UnsupportedTensor.
         threads: how many requests are handled at once, each in a thread; the answers come in the order of completion.
             None handles one after the other in the main thread. Channels of files carry one request at a time anyway.
 
     Raises:
-        BadMessage: no such framework, no such views, or no such number of threads.
+        BadMessage: no such framework, no such views, no such device, or no such number of threads.
     """
 
     def __init__(
-        self, debug: bool = False, framework: str = "torch", views: Views | None = None, threads: int | None = None
+        self,
+        debug: bool = False,
+        framework: str = "torch",
+        views: Views | None = None,
+        threads: int | None = None,
+        device: Device | None = None,
     ) -> None:
-        super().__init__(debug, views, threads)
+        super().__init__(debug, views, threads, device)
         check_framework_name(framework)
         self.framework = framework
         self._on_start: list[Callable[[], object]] = []

@@ -17,7 +17,7 @@ from ..protocol.legacy import decode_legacy_request
 from ..protocol.messages import Failure, FailureKind, Request, Response, decode_request, now_ms
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
-from ..transfer.kinds import Views
+from ..transfer.kinds import Device, Views
 from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND, RING_SLOTS
 from .attach import Attachment
 from .context import RequestContext, current
@@ -53,11 +53,13 @@ def _check_threads(threads: Any) -> None:
 class RequestService(WorkerLife):
     """The part of ``TechRenaissanceServer`` that answers requests. Its docstring has the arguments."""
 
-    def __init__(self, debug: bool, views: Views | None, threads: int | None = None) -> None:
+    def __init__(
+        self, debug: bool, views: Views | None, threads: int | None = None, device: Device | None = None
+    ) -> None:
         self._shared = RequestContext(self.main_logic)
         self._loop: HandlerLoop | None = None
         self._concurrency: Concurrency | None = None
-        super().__init__(debug, views)
+        super().__init__(debug, views, device)
         _check_threads(threads)
         self._threads = threads
 

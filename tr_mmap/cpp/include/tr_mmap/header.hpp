@@ -55,7 +55,7 @@ struct Header {
 
 namespace detail {
 
-inline constexpr std::uint32_t known_flags = wire::flag_checksum | wire::flag_segment;
+inline constexpr std::uint32_t known_flags = wire::flag_checksum | wire::flag_segment | wire::flag_device;
 // off_t and ssize_t: what a mapping can address.
 inline constexpr std::uint64_t max_nbytes = std::numeric_limits<std::int64_t>::max();
 
@@ -208,6 +208,21 @@ inline Header decode_v1(const std::byte* data, std::size_t nbytes, const Refuser
     return header;
 }
 
+/// With a device the bytes name it, as torch writes it, and zeros follow. Here a tensor is always in CPU memory.
+inline void check_reserved(const std::byte* bytes, bool has_device, const Refuser& refuse) {
+    bool has_ended = !has_device;
+    for (std::size_t i = 0; i < wire::device_nbytes; ++i) {
+        const auto value = std::to_integer<unsigned char>(bytes[i]);
+        if (value == 0 && (i > 0 || !has_device)) {
+            has_ended = true;
+        } else if (has_ended || value < 0x20 || value > 0x7e) {
+            refuse(Fault::BAD_RESERVED, "bytes " + std::to_string(wire::reserved_offset) + " to " +
+                                            std::to_string(wire::seq_copy_offset - 1) +
+                                            (has_device ? " must name a device" : " must be 0 and are not"));
+        }
+    }
+}
+
 inline Header decode_v2(const std::byte* data, std::size_t nbytes, const Refuser& refuse) {
     using std::to_string;
     check_length(2, nbytes, wire::v2_header_nbytes, refuse);
@@ -227,16 +242,11 @@ inline Header decode_v2(const std::byte* data, std::size_t nbytes, const Refuser
         refuse(Fault::HEADER_CHECKSUM, "the header's checksum is not that of its bytes");
     }
     const auto flags = load_le<std::uint32_t>(data, wire::flags_offset);
-    if (flags & ~known_flags) {
+    const bool is_segment = flags & wire::flag_segment;
+    if (flags & ~known_flags || (flags & wire::flag_device && !is_segment)) {
         refuse(Fault::BAD_FLAGS, "flags " + to_string(flags) + ", known are 0 to " + to_string(known_flags));
     }
-    for (std::size_t offset = wire::reserved_offset; offset < wire::seq_copy_offset; offset += sizeof(std::uint64_t)) {
-        if (load_le<std::uint64_t>(data, offset)) {
-            refuse(Fault::BAD_RESERVED, "bytes " + to_string(wire::reserved_offset) + " to " +
-                                            to_string(wire::seq_copy_offset - 1) + " must be 0 and are not");
-        }
-    }
-    const bool is_segment = flags & wire::flag_segment;
+    check_reserved(data + wire::reserved_offset, flags & wire::flag_device, refuse);
     if (!is_segment) {
         if (load_le<std::uint64_t>(data, wire::lease_offset) || load_le<std::uint64_t>(data, wire::guest_offset)) {
             refuse(Fault::BAD_RESERVED, "lease and guest are not 0 outside a segment");
