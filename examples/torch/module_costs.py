@@ -1,11 +1,12 @@
 """What it costs to have a module in a worker: batches and weights, beside the same module here, and a torch queue.
 
-The ways take turns, each with one thread. A batch is filled anew, and the result is read. Prints medians in ms.
+The ways take turns, in another order each time, each with one thread. A batch is filled anew, and the result is read. Prints medians in ms.
 
 pip install 'tr_mmap[torch]'
 python examples/torch/module_costs.py 200      # rounds; 20 if left out
 """
 
+import random
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ def time_in_turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[st
     """The median of each way, in ms."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 3):  # three to warm up
-        for name, way in ways.items():
+        for name, way in random.sample(list(ways.items()), len(ways)):
             began = time.perf_counter()
             way()
             if number >= 3:
