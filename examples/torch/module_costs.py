@@ -1,6 +1,7 @@
 """What it costs to have a module in a worker: batches and weights, beside the same module here, and a torch queue.
 
-The ways take turns, in another order each time, each with one thread. A batch is filled anew, and the result is read. Prints medians in ms.
+The ways take turns, in another order each time, each with one thread. A batch is filled anew, and the result is read.
+Prints medians in ms.
 
 pip install 'tr_mmap[torch]'
 python examples/torch/module_costs.py 200      # rounds; 20 if left out
