@@ -147,7 +147,7 @@ def test_a_full_file_system_leaves_everything_as_it_was(sides: Sides, monkeypatc
     held = sides.pool.publish(np.arange(10))
     before = sides.pool.stats()
 
-    def allocate(fd: int, nbytes: int, *, directory: str) -> None:
+    def allocate(fd: int, nbytes: int, *, directory: str, first: Any = None) -> None:
         raise OutOfSpace("full", needed_nbytes=nbytes, free_nbytes=0)
 
     with monkeypatch.context() as patch:
@@ -168,10 +168,10 @@ def test_a_full_file_system_is_helped_by_free_segments(sides: Sides, monkeypatch
     sides.settle()
     real = system.allocate
 
-    def allocate(fd: int, nbytes: int, *, directory: str) -> None:
+    def allocate(fd: int, nbytes: int, *, directory: str, first: Any = None) -> None:
         if os.listdir(directory) == ["segment_0.tsr", "segment_1.tsr"][::-1] or len(os.listdir(directory)) == 2:
             raise OutOfSpace("full", needed_nbytes=nbytes, free_nbytes=0)
-        real(fd, nbytes, directory=directory)
+        real(fd, nbytes, directory=directory, first=first)
 
     monkeypatch.setattr(system, "allocate", allocate)
     assert sides.pass_on(np.full(10, 3)).tolist() == [3] * 10
