@@ -13,6 +13,7 @@ CALLS: Final = {
     "text": "a text",
     "copied": "`calculate`, 1 KiB, copied",
     "loaned": "`calculate`, 1 KiB, loaned on both sides",
+    "loaned_large": "the same, 64 MiB",
     "tag": "a result of 1 KiB from a tag",
     "new_tag": "the same from a new tag each time",
     "three": "three results of 1 KiB",

@@ -129,9 +129,15 @@ def _calls(found: dict[str, Any]) -> list[Verdict]:
     small, plain = found.get("small", {}), found.get("plain", {})
     ours, numpys = small.get("torch decorator", {}), small.get("numpy decorator", {})
     torch = [
-        _bound(f"torch, 1 KiB, {kind}", 1.5, "numpy's", _quotient(ours.get(kind), numpys.get(kind)))
-        for kind in ("copied", "loaned")
+        _bound(f"torch, {what}", 1.5, "numpy's", _quotient(ours.get(kind), numpys.get(kind)))
+        for kind, what in (
+            ("copied", "1 KiB, copied"),
+            ("loaned", "1 KiB, loaned"),
+            ("loaned_large", "64 MiB, loaned on both sides"),
+        )
     ]
+    loaned = _quotient(numpys.get("loaned_large"), numpys.get("loaned"))
+    torch.append(_bound("64 MiB, loaned on both sides", 1.2, "its own 1 KiB", loaned))
     grown = [
         _bound(
             f"`x * 1.5`, 64 MiB, {framework}, {how}",
@@ -339,7 +345,7 @@ def judge(rows: list[dict[str, Any]], extras: dict[str, dict[str, Any]]) -> list
     """
     text = extras.get("text", {})
     return [
-        _bound("text round trip", 2.5, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
+        _bound("text round trip", 1.8, "semaphore ping-pong", _quotient(text.get("ours"), text.get("semaphore"))),
         *_echo(rows),
         *_calls(extras.get("calls", {})),
         *_in_flight(extras.get("in_flight", {})),

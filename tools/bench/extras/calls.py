@@ -36,14 +36,12 @@ def _array(framework: str, count: int) -> Any:
 
 
 def _calls(session: PythonSession, framework: str, has_names: bool) -> dict[str, Callable[[], object]]:
-    """Each kind of call with a tensor of 1 KiB, by its name in the table."""
+    """Each kind of call, with a tensor of 1 KiB if no size is said, by its name in the table."""
     x = _array(framework, _COUNT)
     session.send_tensor(x, "kept")
 
-    def lend() -> object:
-        loan = session.empty((_COUNT,))
-        loan[:1] = 1
-        return session.calculate("loan", loan)
+    def lend(count: int) -> object:  # what fills it is the program's, here and there
+        return session.calculate("loan", session.empty((count,)))
 
     def send_new() -> object:
         session.send_tensor(x, "new")
@@ -56,7 +54,8 @@ def _calls(session: PythonSession, framework: str, has_names: bool) -> dict[str,
     calls: dict[str, Callable[[], object]] = {
         "text": lambda: session.fetch_response("text hello"),
         "copied": lambda: session.calculate("echo", x),
-        "loaned": lend,
+        "loaned": lambda: lend(_COUNT),
+        "loaned_large": lambda: lend(_LARGE_COUNT),
         "tag": lambda: session.fetch_tensor("echo kept"),
         "new_tag": send_new,
         "three": lambda: session.calculate("three", x),

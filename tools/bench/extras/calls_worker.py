@@ -21,9 +21,7 @@ def by_decorator(framework: str) -> Server:
 
     @server.command("loan")
     def loan(x):
-        out = server.empty(x.shape)
-        out[:1] = x[:1]
-        return out
+        return server.empty(x.shape)
 
     @server.command("three")
     def three(x):
@@ -53,9 +51,7 @@ class Subclass(TechRenaissanceServer):
         else:
             (x,) = self.get_tensors(parameters, 1) or [None]
             if command == "loan":
-                out = self.empty(x.shape)
-                out[:1] = x[:1]
-                self.send_tensors(out)
+                self.send_tensors(self.empty(x.shape))
             else:
                 self.send_tensors(
                     *{"echo": lambda: (x,), "three": lambda: (x, x, x), "grow": lambda: (x * 1.5,)}[command]()
