@@ -13,6 +13,7 @@ import fcntl
 import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,7 +81,8 @@ class Faults:
             monkeypatch.setattr(module, "fcntl", _Substitute(fcntl, calls))
         # The extension's fast path makes its calls itself; whatever they say, the slow path is taken then.
         monkeypatch.setattr("tr_mmap.tsr.files.quick_load", lambda *_: None)
-        monkeypatch.setattr(dirents, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
+        # Imported where it is needed only.
+        monkeypatch.setitem(sys.modules, "shutil", _Substitute(shutil, {"rmtree": self._rmtree}))
 
     def arm(self, plan: Plan | None) -> None:
         self._last_plan = plan or self._last_plan

@@ -90,12 +90,14 @@ def main() -> None:
     with PythonSession(__file__, framework="torch") as session:
         session.send_tensor(signals, "signals")  # once, for all evaluations
         session.send_tensor(expected, "expected")
-        answers, own_losses = [], []
+        loads, answers, own_losses = [], [], []
         for _ in range(5):
             train(model, optimizer)
-            send_weights(session, model)
+            loads.append(send_weights(session, model))
             answers.append(session.submit("evaluate signals expected"))  # while the next epoch is trained here
             own_losses.append(nn.functional.mse_loss(model(signals), expected).item())
+        for loaded in loads:
+            loaded.result()  # raises if the worker could not load them
         losses = [answer.result().item() for answer in answers]
         print("losses:", " ".join(f"{loss:.2f}" for loss in losses))
         print("each with its own weights:", torch.allclose(torch.tensor(losses), torch.tensor(own_losses)))

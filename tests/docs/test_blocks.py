@@ -21,7 +21,7 @@ from tr_mmap.gateway import Config
 
 pytestmark = pytest.mark.timeout(400)  # some run a dozen programs, one after the other
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-FOR_DEVELOPERS = {"bench", "docs", "release", "test"}  # extras that are named where they are used
+FOR_DEVELOPERS = {"bench", "docs", "release", "test", "test-short"}  # extras that are named where they are used
 
 # Blocks of shell that no test runs as they stand, and why.
 NOT_RUN = {
@@ -38,7 +38,8 @@ NOT_RUN = {
     "how-to-sh-3": "tests/cpp compiles programs with this command",
     "gateway-deployment-sh-2": "needs root and systemd",
     "installation-sh-1": "installs",
-    "performance-sh-1": "measures for minutes; tests/tools runs the benchmark on small tensors",
+    "performance-sh-1": "mounts, as root",
+    "performance-sh-2": "measures for minutes; tests/tools runs the benchmark on small tensors",
     "recipes/cmake-sh-1": "tests/recipes/test_recipe_cpp.py builds and runs the project",
     "recipes/dataloader-sh-1": "installs, then runs main.py, as tests/recipes/test_recipe_programs.py does",
     "recipes/docker-sh-1": "needs docker; tests/recipes/test_recipe_docker.py runs main.py in a small tmpfs",

@@ -59,10 +59,10 @@ print("right")
 """
 
 
-def run_on(options: str, tmp_path: Path) -> str:
-    """What the program prints where ``/dev/shm`` is a tmpfs that was mounted with these options."""
+def run_on(options: str, tmp_path: Path, text: str = PROGRAM) -> str:
+    """What a program prints where ``/dev/shm`` is a tmpfs that was mounted with these options."""
     program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+    program.write_text(text)
     line = f"mount -t tmpfs -o {options} tmpfs /dev/shm && exec {sys.executable} {program}"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", line],
@@ -79,6 +79,25 @@ def run_on(options: str, tmp_path: Path) -> str:
 )
 def test_tensors_are_right_whatever_huge_pages_a_tmpfs_gives(options: str, is_advised: bool, tmp_path: Path) -> None:
     assert run_on(options, tmp_path).split() == [str(is_advised), "right"]
+
+
+AFTER_LOANS = """
+from tr_mmap import PythonSession
+
+with PythonSession() as session:
+    for framework in ("numpy", "torch") * 2:
+        for nbytes in (60 << 20, 64 << 20):  # one after the other: there is no room for both
+            loan = session.empty(nbytes, "uint8", framework)
+            loan[:1] = 1
+            session.send_tensor(loan, "tag")
+            del loan
+            session.drop_tensor("tag")
+print("right")
+"""
+
+
+def test_the_memory_of_a_loan_that_was_sent_is_there_for_one_of_another_size(tmp_path: Path) -> None:
+    assert run_on("size=100m", tmp_path, AFTER_LOANS).split() == ["right"]
 
 
 def test_a_folder_that_is_on_no_tmpfs_gives_none(tmp_path: Path) -> None:

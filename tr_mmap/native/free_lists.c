@@ -192,13 +192,12 @@ static int is_whole_loan(const FreeLists *self, const OwnerSegment *segment, PyO
  * to it, they get memory of their own. */
 static int publish_loan(FreeLists *self, OwnerSegment *segment, PyObject *array) {
     if (!is_whole_loan(self, segment, array)) return 0;
+    if (segment->is_private) return 0; /* the borrower may have changed its own copy since */
     if (!segment->is_published) {
         int is_open = segment->is_torch_loan || freeze_loan(self->state, array);
         if (is_open && !owner_segment_make_private(segment)) return 0;
         publish(self, segment);
         segment->is_published = 1;
-    } else if (segment->is_private) {
-        return 0; /* the borrower may have changed its own copy since */
     }
     segment->holds++;
     return 1;

@@ -193,18 +193,21 @@ static PyObject *py_loan(OwnerSegment *self, PyObject *unused) {
 }
 
 int owner_segment_make_private(OwnerSegment *self) {
-    if (!self->is_private && is_twin(self->base.state, self->twin)) self->is_private = (char)twin_come(self->twin);
-    return self->is_private;
+    if (self->is_private || !is_twin(self->base.state, self->twin) || !twin_come(self->twin)) return 0;
+    self->is_private = 1;
+    return 1;
 }
 
 int owner_segment_make_shared(OwnerSegment *self) {
-    if (self->is_private && is_twin(self->base.state, self->twin)) self->is_private = !twin_go(self->twin);
-    return !self->is_private;
+    if (!self->is_private) return 1;
+    if (!is_twin(self->base.state, self->twin) || !twin_is_there(self->twin) || !twin_go(self->twin)) return 0;
+    self->is_private = 0;
+    return 1;
 }
 
 PyDoc_STRVAR(let_twin_come_doc,
              "let_twin_come()\n--\n\nMake the borrower's memory its own, under all views of it, by the twin.\n\n"
-             "Returns:\n    Whether it is by now; False if there is no twin, or the kernel cannot do it.");
+             "Returns:\n    Whether that was done; False if there is no twin, if the kernel cannot do it, or a limit forbids it.");
 
 static PyObject *py_let_twin_come(OwnerSegment *self, PyObject *unused) {
     (void)unused;
@@ -213,7 +216,7 @@ static PyObject *py_let_twin_come(OwnerSegment *self, PyObject *unused) {
 
 PyDoc_STRVAR(let_twin_go_doc,
              "let_twin_go()\n--\n\nUndo let_twin_come(). There must be no array over the payload any more.\n\n"
-             "Returns:\n    Whether the place is shared by now.");
+             "Returns:\n    Whether the place is shared by now; False if something else made it private, or the twin cannot go.");
 
 static PyObject *py_let_twin_go(OwnerSegment *self, PyObject *unused) {
     (void)unused;

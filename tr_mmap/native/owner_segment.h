@@ -35,10 +35,11 @@ int owner_segment_release(OwnerSegment *self);
 /* An array over the segment, of the layout that was set; the array is one hold. NULL with an exception. */
 PyObject *owner_segment_loan(OwnerSegment *self);
 
-/* Make the borrower's memory its own, under all views of it, by the twin; 0 if there is none, or the kernel cannot. */
+/* Make the borrower's memory its own, under all views of it, by the twin; 0 if there is none, or it cannot come, or if
+ * the memory is its own already, which the borrower may have changed since. */
 int owner_segment_make_private(OwnerSegment *self);
 
-/* Undo that; there must be no array over the payload any more. 0 if that cannot be. */
+/* Undo that; there must be no array over the payload any more. 0 if that cannot be, or something else has made it private. */
 int owner_segment_make_shared(OwnerSegment *self);
 
 /* Whether an array covers the same memory in the same layout as what owner_segment_loan() handed out. */

@@ -194,6 +194,7 @@ class KeptSegments(FreeLists, ForkAware):
         if slab is None:
             self._torch_loans.forget(segment)
             self._nbytes -= segment.capacity
+            is_unseen = is_unseen and segment.let_twin_go()  # the pages of a private place are not the file's
             payload = segment.buffer[segment.payload_offset :]
         else:
             slab.dead += 1

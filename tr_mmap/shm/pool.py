@@ -115,12 +115,14 @@ class SegmentPool(StoreApart):
         layout = layout_of(tensor, segment)
         if layout is None:
             return None
+        if segment.is_private:
+            return None  # the borrower may have changed its private copy since, whether or not it was published
         if not segment.is_published:
             forbid_writing(tensor, segment)  # first, because it may fail
             self._stamp(segment, layout)
             segment.is_published = True
-        elif segment.is_private or segment.header_layout != layout:
-            return None  # the borrower may have changed its private copy since; or a reader may use the present header
+        elif segment.header_layout != layout:
+            return None  # a reader may use the present header
         segment.holds += 1
         return segment
 

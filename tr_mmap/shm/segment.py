@@ -154,13 +154,16 @@ class Segment(OwnerSegment):
         if self.twin is None:
             self.twin = self._with_file(self._make_twin)
         if not self.let_twin_come():
-            self.is_private = True  # first: if an interrupt comes now, the mapping is still shared, which does no harm
-            self._remap(private=True)
+            # First: should this fail, or an interrupt come, then nobody knows what is at the place. A loan that is
+            # private and was not published is copied, and the place is mapped again before it is filled.
+            self.is_private = True
             self.clear_layout()
+            self._remap(private=True)
 
     def make_fillable(self) -> None:
         """Undo :meth:`make_private`, and populate the pages. There must be no array over the mapping any more."""
         if not self.let_twin_go():
+            self.twin = None  # there may be one that cannot go
             self._remap(private=False)
             self.is_private = False
             self.is_populated = False

@@ -362,8 +362,8 @@ class OwnerSegment(LeaseWords):
             free_list.append(self)
 
     def let_twin_come(self) -> bool:
-        """Whether the borrower's memory is its own by now; there is no twin."""
-        return self.is_private
+        """Never makes the borrower's memory its own: there is no twin."""
+        return False
 
     def let_twin_go(self) -> bool:
         """Whether the place is shared by now."""
