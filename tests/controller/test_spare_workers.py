@@ -228,6 +228,37 @@ def test_a_worker_has_the_surroundings_of_the_moment_of_its_start(
             undo()
 
 
+def test_a_worker_has_the_scheduling_policy_of_the_moment_of_its_start(tmp_path: Path) -> None:
+    path = script(tmp_path, "import os\nseen = os.sched_getscheduler(0)\n" + say("seen"))
+    before = os.sched_getscheduler(0)
+    with PythonSession(path, quiet_mode=True, spare_workers=1) as session:
+        wait_for_spare(session)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        try:
+            again(session, takes=False)
+            assert session.fetch_response("say") == str(os.SCHED_BATCH)
+        finally:
+            os.sched_setscheduler(0, before, os.sched_param(0))
+
+
+def test_a_script_is_not_run_as_a_spare_by_an_interpreter_that_would_not_wait(tmp_path: Path) -> None:
+    python, runs = tmp_path / "python", tmp_path / "runs"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -E "$@"\n')
+    python.chmod(0o755)
+    path = script(tmp_path, f"import sys\nprint(sys.argv[1:], file=open({str(runs)!r}, 'a'))\n" + say("1"))
+    with PythonSession(path, "wrapped", quiet_mode=True, spare_workers=1, python=str(python)) as session:
+        for _ in range(2):
+            assert session.fetch_response("say") == "1"
+            session.terminate()
+            session.start()
+        assert session.fetch_response("say") == "1"
+        spares = session._open().resources.spares
+        assert spares is not None
+        assert spares._make_if_due() is None  # though one is missing, and it is time
+        assert spares.loaded == 0
+    assert "spare" not in runs.read_text()
+
+
 def test_a_module_beside_the_script_comes_before_the_one_that_the_spare_has(tmp_path: Path) -> None:
     (tmp_path / "msgspec.py").write_text(
         "import sys\nplace = sys.path.pop(0)\ndel sys.modules['msgspec']\nimport msgspec\n"

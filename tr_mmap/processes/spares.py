@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from ..base import system
 from ..base.background import Background
 from ..base.fork_safety import ForkAware
 from ..errors import TRException
@@ -110,7 +111,7 @@ class Spares(ForkAware):
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def _keep(self, background: Background) -> bool:
-        while not background.has_to_return:
+        while not background.has_to_return and not self._is_closed:
             self._clear()
             pause_s = self._make_if_due()
             fds = [spare.pidfd for spare in list(self._spares)]
@@ -145,7 +146,7 @@ class Spares(ForkAware):
         if self._starting and time.monotonic() < self._due_s:
             return _LOOK_S
         self._missing = missing - 1
-        if not recipe.is_made_here():  # what this thread starts would be used by nobody
+        if not recipe.is_made_here() or _is_wrapper(recipe.program[0]):  # what this starts would be used by nobody
             return None
         try:
             self._spares.append(Spare.started(recipe))
@@ -153,6 +154,14 @@ class Spares(ForkAware):
             self._missing = 0
             _log.debug("no spare worker: %s", error)
         return 0.0
+
+
+def _is_wrapper(interpreter: str) -> bool:
+    """Whether it is a script, which may start Python in a way of its own, without our module."""
+    try:
+        return system.peek(os.path.realpath(interpreter), 2) == b"#!"
+    except OSError:
+        return False
 
 
 def _can_make() -> bool:
