@@ -248,11 +248,15 @@ private:
         try {
             const Header header = decode_header(exact.get(), data.size(), data.size());
             CHECK(header.file_nbytes() <= data.size());
-            // What is accepted is what would be written: but for fields that readers of v1 ignore, and the live line.
+            // What is accepted is what would be written: but for fields that readers of v1 ignore, for the live line, and
+            // for the flag that says it has the name of a device, which changes the checksum.
+            const bool has_device = header.version == 2 && (data[12] & 4);
             const std::vector<std::byte> again = encode_header(header);
             CHECK(again.size() <= data.size());
             for (std::size_t i = 0; i < again.size(); ++i) {
-                const bool is_free = header.version == 1 ? (i >= 12 && i < 16) || i >= 48 : i >= 64 && i < 128;
+                const bool is_said_once = has_device && (i == 12 || (i >= 60 && i < 64));
+                const bool is_free =
+                    header.version == 1 ? (i >= 12 && i < 16) || i >= 48 : (i >= 64 && i < 128) || is_said_once;
                 CHECK((header.version > 0 && is_free) || static_cast<char>(again[i]) == data[i]);
             }
         } catch (const TSRFormatError& error) {

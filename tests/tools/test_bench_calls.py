@@ -6,8 +6,8 @@ import pytest
 from test_bench import report, results, stats, targets
 
 SMALL = {
-    "numpy decorator": {"text": 5, "copied": 10, "loaned": 12, "error": 300},
-    "torch decorator": {"text": 5, "copied": 15, "loaned": 18, "error": 300},
+    "numpy decorator": {"text": 5, "copied": 10, "loaned": 12, "loaned_large": 14, "error": 300},
+    "torch decorator": {"text": 5, "copied": 15, "loaned": 18, "loaned_large": 21, "error": 300},
     "torch subclass": {"text": 5, "copied": 14},
 }
 PLAIN = {each: {"here": 10_000, "tag": 11_000, "calculate": 14_000} for each in ("numpy", "torch")}
@@ -23,16 +23,21 @@ def summaries(found: dict) -> dict:
 def judged(small: dict, plain: dict) -> dict:
     found = {"calls": {"small": summaries(small), "plain": summaries(plain)}}
     return {
-        each.what: each.is_met for each in targets.judge([], found) if "torch" in each.what or "x * 1.5" in each.what
+        each.what: each.is_met
+        for each in targets.judge([], found)
+        if any(part in each.what for part in ("torch", "x * 1.5", "64 MiB, loaned"))
     }
 
 
 def test_targets_of_kinds_of_calls():
     right = judged(SMALL, PLAIN)
-    assert len(right) == 6
+    assert len(right) == 8
     assert set(right.values()) == {True}
-    worse = judged(SMALL | {"torch decorator": {"copied": 16, "loaned": 18}}, PLAIN)
+    worse = judged(SMALL | {"torch decorator": {"copied": 16, "loaned": 18, "loaned_large": 21}}, PLAIN)
     assert [what for what, is_met in worse.items() if not is_met] == ["torch, 1 KiB, copied"]
+    numpys = SMALL["numpy decorator"] | {"loaned_large": 15}
+    worse = judged(SMALL | {"numpy decorator": numpys}, PLAIN)
+    assert [what for what, is_met in worse.items() if not is_met] == ["64 MiB, loaned on both sides"]
     worse = judged(SMALL, PLAIN | {"numpy": {"here": 10_000, "tag": 11_000, "calculate": 14_100}})
     assert [what for what, is_met in worse.items() if not is_met] == ["`x * 1.5`, 64 MiB, numpy, by calculate"]
     assert set(judged({}, {}).values()) == {None}
