@@ -96,7 +96,7 @@ print("right")
 """
 
 
-def test_the_memory_of_a_loan_that_was_sent_is_there_for_one_of_another_size(tmp_path: Path) -> None:
+def test_the_memory_of_a_numpy_or_torch_loan_that_was_sent_is_there_for_one_of_another_size(tmp_path: Path) -> None:
     assert run_on("size=100m", tmp_path, AFTER_LOANS).split() == ["right"]
 
 
