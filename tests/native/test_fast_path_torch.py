@@ -73,6 +73,18 @@ def test_tensors_of_every_dtype_go_there_and_back_without_the_slow_path(
         del received  # else the next one needs another segment, which the slow path makes
 
 
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_frameworks_name_that_a_program_has_put_together_is_that_of_the_framework(pair: Pair, framework: str) -> None:
+    tensor: Any = torch.arange(5.0)
+    if framework == "numpy":
+        tensor = tensor.numpy()
+    warm(pair, tensor, framework=framework)
+    own = "".join([framework[:2], framework[2:]])
+    assert own is not framework
+    (received,) = echo(pair, tensor, framework=own)
+    assert received.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_several_tensors_and_both_frameworks_take_turns(pair: Pair) -> None:
     tensors = content(torch.float32, 8), content(torch.bfloat16, 6000).reshape(50, 120), content(torch.float32, 30_000)
     warm(pair, *tensors)

@@ -389,11 +389,12 @@ static PyObject *py_quick_publish(FreeLists *self, PyObject *const *arguments, P
 /* A loaned array as a torch tensor; takes over the reference to the array. NULL with an exception, or if the slow path is
  * needed. */
 static PyObject *loan_to_torch(FreeLists *self, OwnerSegment *segment, PyObject *array) {
+    /* A small one is copied as any other tensor when it is sent. */
+    if (segment->array_layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES) return torch_tensor_of(self->state, array);
+    segment->is_torch_loan = 1;
     const char *address = (char *)segment->base.buffer.buf + segment->array_layout.offset;
-    int is_small = segment->array_layout.nbytes <= WIRE_PRIVATE_COPY_NBYTES; /* it will be copied as any other tensor */
     PyObject *root = Py_NewRef(PyArray_BASE((PyArrayObject *)array)), *tensor = torch_tensor_of(self->state, array);
-    if (!is_small) segment->is_torch_loan = 1;
-    if (tensor != NULL && !is_small && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
+    if (tensor != NULL && note_torch_loan(self->state, self->torch_loans, address, tensor, root) < 0) Py_CLEAR(tensor);
     Py_DECREF(root);
     return tensor;
 }

@@ -261,9 +261,8 @@ def _from_torch_tensor(tensor: Any, torch: Any) -> tuple[DType, np.ndarray[Any, 
         if tensor.requires_grad:
             tensor = tensor.detach()
         is_on_device = not tensor.is_cpu
-        if not (is_on_device and _is_functional(tensor, torch)) and _is_cut_off(
-            tensor
-        ):  # torch would read whatever is there
+        has_storage = not (is_on_device and _is_functional(tensor, torch))
+        if has_storage and _is_cut_off(tensor):  # torch would read whatever is there
             raise UnsupportedTensor(
                 f"the memory of this tensor of shape {tuple(tensor.shape)} was freed or made shorter: its storage "
                 f"holds {tensor.untyped_storage().nbytes()} bytes"
