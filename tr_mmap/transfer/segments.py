@@ -199,14 +199,14 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._fast_held: list[Segment | Given] = []  # the same of the request that the fast path prepares
         # Segments that tags have left, each with the number of requests that were sent before: these may still read it.
         self.left: list[tuple[int, Segment | Given]] = []
-        # From here on other sessions' threads may ask what this one holds.
+        self._given = GivenTensors(directory)
+        # From here on other sessions' threads may ask what this one holds, and have it remove what is gone.
         if shared is None or not shared.join(self):
             shared = PoolAccess(_pool(directory, SEGMENT_PREFIX, options))
             shared.join(self)
         self.access = shared
         self._pool = shared.pool
         self.pool_directory = shared.directory
-        self._given = GivenTensors(directory)
         self.quick_loan = self._pool.quick_loan
         self._reader = self._new_reader()  # of the running worker, or of the last one
 
