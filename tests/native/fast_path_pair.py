@@ -20,7 +20,7 @@ from tr_mmap.protocol.messages import Request, Response, TensorRef, decode_reque
 from tr_mmap.protocol.status import Status
 from tr_mmap.transfer.options import TransferOptions
 from tr_mmap.transfer.segments import SegmentControllerTransfer, SegmentWorkerTransfer
-from tr_mmap.wire.messages import REQUEST_RING_FILE, RESPONSE_RING_FILE, RING_SLOT_NBYTES, RING_SLOTS
+from tr_mmap.wire.messages import FORM_NAMED, REQUEST_RING_FILE, RESPONSE_RING_FILE, RING_SLOT_NBYTES, RING_SLOTS
 from tr_mmap.worker.fast_path import worker_fast_path
 from tr_mmap.worker.reply import Reply
 
@@ -34,12 +34,20 @@ class Handler:
 
     def __init__(self, handle: Callable[[Any], object]) -> None:
         self.reply: Any = None
+        self.request: Any = None
+        self.is_named = False
         self._handle = handle
-        self.requested_dtype: list[tuple[str, str]] = []
+        self.seen: list[tuple[str, str]] = []
+        self.asked: list[Request] = []
 
     def main_logic(self, command: str, parameters: str) -> object:
-        self.requested_dtype.append((command, parameters))
+        self.seen.append((command, parameters))
+        self.asked.append(self.request)
         return self._handle(self.reply)
+
+    def named_logic(self, command: str, parameters: str) -> object:
+        self.is_named = True
+        return self.main_logic(command, parameters)
 
 
 class CountingTurn(Turn):
@@ -71,8 +79,8 @@ class Pair:
         self.counters = Counters()
         self.counters.limit = RING_SLOTS
         self.consuming, transfer = CountingTurn(), self.asking
-        tags, left = transfer.unannounced, transfer.left
-        traffic = Traffic(Turn(), self.consuming, self.in_flight, tags, left, {}, self.counters)
+        tags = transfer.unannounced, transfer.tagged
+        traffic = Traffic(Turn(), self.consuming, self.in_flight, *tags, transfer.left, {}, self.counters)
         controller_path = controller_fast_path(self.controller, self.asking, self.deaths, traffic)
         worker_path = worker_fast_path(self.worker, self.answering, self.deaths)
         assert controller_path is not None
@@ -151,15 +159,15 @@ class Pair:
             self.worker.receive(0, never)
         self.forget()
 
-    def serve(self, handle: Callable[[Any], object]) -> Any:
+    def serve(self, handle: Callable[[Any], object] | Handler) -> Any:
         """As the worker, but without waiting for what does not come."""
         self.deaths.append(1)
-        handler = Handler(handle)
+        handler = handle if isinstance(handle, Handler) else Handler(handle)
         try:
             return self.worker_path.serve(handler)
         finally:
             self.deaths.clear()
-            assert handler.reply is None
+            assert handler.reply is handler.request is None
 
     def listen(self) -> Request | None:
         """What is asked, if it comes by the fast path; it is left to be finished."""
@@ -209,4 +217,8 @@ texts = (
 )
 
 
+forms = st.just("") | st.sampled_from([FORM_NAMED, "other"])
+named = st.dictionaries(
+    words, texts | st.none() | st.integers(-5, 5) | st.just(float("inf")) | st.lists(texts, max_size=2), max_size=3
+)
 refs = st.builds(TensorRef, st.sampled_from(["a", "$0", "", 'q"']) | words, texts, st.integers(0, 2**63 - 1))

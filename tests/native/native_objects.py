@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import posix_ipc
 
+from tr_mmap.protocol.named_values import pack
 from tr_mmap.wire.messages import EMPTY_SLOT, RING_NBYTES, RING_SLOT_NBYTES, RING_SLOTS, RING_WORDS_NBYTES
 
 EMPTY_RING = bytes(RING_WORDS_NBYTES) + RING_SLOTS * EMPTY_SLOT.encode().ljust(RING_SLOT_NBYTES)
@@ -25,7 +26,7 @@ NBYTES = 4 * OFFSET
 FLOATS = ("float32", (4,), OFFSET)
 STATUS_MIRROR, TAGS, DEATHS, REQUEST, REF, REPLY = 10, 12, 13, 14, 15, 16  # where they are in worker_arguments()
 # and in controller_arguments()
-POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 9, 10, 13, 14, 18
+POOL, MAPPED, HELD, ENDED, RESPONSE, CONSUMING, IN_FLIGHT, COUNTERS = 5, 6, 7, 9, 10, 14, 15, 20
 REFUSALS = (
     *(TypeError, ValueError, LookupError, AttributeError, BufferError, OSError, OverflowError),
     RuntimeWarning,  # CPython's, for a number that an attribute of the extension has no room for
@@ -70,11 +71,11 @@ def traffic() -> list[Any]:
     """The last arguments of the controller's: there are no requests."""
     counters = n.Counters()
     counters.limit = RING_SLOTS
-    return [n.TurnWords(), n.TurnWords(), {}, {}, [], {}, counters, {}]
+    return [n.TurnWords(), n.TurnWords(), {}, {}, {}, [], {}, counters, {}]
 
 
 def controller_arguments() -> list[Any]:
-    return [*endpoint(), [], lambda *fields: fields, mirror(memory()), *traffic()]
+    return [*endpoint(), [], lambda *fields: fields, pack, mirror(memory()), *traffic()]
 
 
 class Ref:
@@ -83,12 +84,13 @@ class Ref:
 
 
 class Request:
-    def __init__(self, seq: int, command: str, parameters: str, timestamp: int, refs: list[Any]) -> None:
+    def __init__(self, seq: int, command: str, parameters: str, timestamp: int, refs: list[Any], *rest: Any) -> None:
         self.seq, self.command, self.parameters, self.timestamp, self.refs = seq, command, parameters, timestamp, refs
+        self.drops, self.form = rest or ([], "")
 
 
 class Reply:
-    command = message = complaint = ""
+    command = message = complaint = form = ""
     result: Any = "done"
 
 
@@ -99,6 +101,8 @@ class Server:
     def main_logic(self, command: str, parameters: str) -> object:
         self.seen = command, parameters
         return self.handle()
+
+    named_logic = main_logic
 
 
 def worker_arguments(reply: type = Reply) -> list[Any]:

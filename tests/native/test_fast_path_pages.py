@@ -168,12 +168,15 @@ def test_a_garbled_answer_is_never_taken_for_another_than_the_slow_path_makes_of
         ),
         *(b',"command":"echo","tensors":[["a","b"]]}', b',"command":"echo","tensors":[["a","b",5],]}'),
         *(b',"command":"echo","tensors":[["a","b",5,6]]}', b',"command":"echo","tensors":[["a",5,"b"]]}'),
+        *(b',"command":"e\\"', b',"command":"e\\x"}', b',"command":"e\\/"}', b',"command":"e\\', b',"command":"e\t"}'),
+        *(b',"command":"echo","form":""}', b',"command":"echo","form":"other"}', b',"command":"echo","form":"named",}'),
+        *(b',"command":"echo","drops":[]}', b',"command":"echo","drops":["a",]}', b',"command":"echo","drops":[1]}'),
         *(b',"command":"exit"}', b',"command":""}', b',"cmd":"echo"}', b',"timestamp":5,"command":"echo"}', b"}"),
     ],
 )
 def test_a_line_in_any_other_form_than_the_usual_one_is_left_to_the_slow_path(pair: Pair, rest: bytes) -> None:
     pair.write("request", b'{"seq":       3' + rest)
-    pair.write("response", (b'{"seq":       3' + rest).replace(b'"exit"', b"exit").replace(b'""', b'"\\n"'))
+    pair.write("response", (b'{"seq":       3' + rest).replace(b'"exit"', b"exit").replace(b'""', b'"\\u000a"'))
     assert pair.listen() is None
     assert pair.worker.receive(0, never) is not None
     if rest != b"}":  # an answer may be empty

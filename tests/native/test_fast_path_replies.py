@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fast_path_pair import FLOATS, Pair, in_a_slot, refs, texts, words
+from fast_path_pair import FLOATS, Pair, forms, in_a_slot, refs, texts, words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +19,9 @@ from tr_mmap.worker.reply import Reply
 pytestmark = pytest.mark.skipif(not native.IS_COMPILED, reason="the fast paths are the extension's")
 
 
-@given(command=texts, result=texts, message=texts)
+@given(command=texts, result=texts, message=texts, form=forms)
 def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
-    shared: Pair, command: str, result: str, message: str
+    shared: Pair, command: str, result: str, message: str, form: str
 ) -> None:
     shared.receive_late()
     shared.worker.write_status(Status.READY)
@@ -32,19 +32,22 @@ def test_an_answer_by_the_fast_path_is_what_the_slow_path_sends(
 
     def handle(answer: Reply) -> bool:
         answer.command, answer.result, answer.message, answer.complaint = command, result, message, "complaint"
+        answer.form = form
         return True
 
     left = shared.serve(handle)
     if left is not True:
         request, answer, is_known, error = left
         assert (request.seq, request.command, is_known, error) == (seq, "asked", True, None)
-        assert answer == Reply(command, result, message, "complaint")
+        assert answer == Reply(command, result, message, "complaint", form=form)
         assert shared.sent("response") == before
         assert shared.worker.read_status().status is Status.BUSY
         return
     line = shared.sent("response")
     response = decode_response(line)
-    assert response == Response(seq, command or "asked", result, message or "complaint", response.timestamp)
+    said = seq, command or "asked", result, message or "complaint", response.timestamp
+    assert response == Response(*said, form=form)
+    assert form != "other"
     assert line == in_a_slot(response)
     assert shared.controller.read_status().status is Status.OK
 
@@ -57,6 +60,7 @@ responses = st.builds(
     timestamp=st.integers(0, 2**62),
     tensors=st.lists(refs, max_size=2),
     error=st.none() | st.builds(Failure, st.sampled_from(FailureKind), words, words),
+    form=forms,
     mac=st.just("") | words,
 )
 

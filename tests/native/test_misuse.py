@@ -70,7 +70,7 @@ def test_calls_that_make_no_sense_are_refused(name: str, expected: str) -> None:
 
 @compiled
 def test_parts_whose_init_has_not_run_are_refused_where_they_are_given() -> None:
-    refused = {"ControllerFastPath": (0, 1, 2, 3, 5, 11), "WorkerFastPath": (0, 1, 2, 3, 5, 10)}
+    refused = {"ControllerFastPath": (0, 1, 2, 3, 5, 12), "WorkerFastPath": (0, 1, 2, 3, 5, 10)}
     expected = "ValueError: __init__ of a Mirror has not run: there is no page\n"
     expected += "".join(f"{kind} {index} ValueError\n" for kind, indices in refused.items() for index in indices)
     assert outcome("misused_calls.py", "parts_whose_init_has_not_run") == expected
@@ -210,7 +210,7 @@ def test_objects_do_nothing_in_a_forked_child() -> None:
 
 @compiled
 def test_a_module_that_is_made_again_has_types_of_its_own_for_as_long_as_its_objects_live() -> None:
-    refused = "TypeError: argument 12 must be tr_mmap.native.Mirror, not tr_mmap.native.Mirror\n"
+    refused = "TypeError: argument 13 must be tr_mmap.native.Mirror, not tr_mmap.native.Mirror\n"
     expected = "TypeError\n" * 2 + refused + "True (4,) True\nNone\n"
     assert outcome("misused_life.py", "a_module_that_is_made_again") == expected
 

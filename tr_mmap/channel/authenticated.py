@@ -162,9 +162,6 @@ class AuthenticatedChannel(Channel):
     def requests_taken(self) -> int:
         return self._inner.requests_taken
 
-    def taken_seq(self) -> int:
-        return self._inner.taken_seq()
-
     @property
     def has_bell(self) -> bool:  # type: ignore[override]
         return self._inner.has_bell

@@ -229,10 +229,6 @@ class Channel(ABC):
         """How many requests of the controller this side has taken; 0 for a channel that does not count them."""
         return 0
 
-    def taken_seq(self) -> int:
-        """The number of the request that this side has taken last; 0 for a channel that does not count them."""
-        return 0
-
     @property
     def responses_sent(self) -> int:
         """How many messages this side has sent, as far as :meth:`responses_consumed` counts."""

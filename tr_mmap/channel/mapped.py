@@ -305,11 +305,6 @@ class MappedChannel(Channel):
     def requests_taken(self) -> int:
         return self._in.taken
 
-    def taken_seq(self) -> int:
-        slot = RING_WORDS_NBYTES + (self._in.taken - 1) % RING_SLOTS * RING_SLOT_NBYTES
-        digits = bytes(self._request_file[slot + MESSAGE_NUMBER_OFFSET : slot + MESSAGE_REST_OFFSET]).strip()
-        return int(digits) if digits.isdigit() else 0
-
     @property
     def responses_sent(self) -> int:
         return self._out.stored

@@ -1,7 +1,7 @@
 """Makes the controller's fast path: a request and its response in one call of the extension. Sends nothing itself.
 
 The fast path writes the same bytes to the same places as the slow path. It leaves to the slow path all that is new,
-rare or wrong: texts with escapes, tags that were not announced, a layout that was not seen before, an error.
+rare or wrong: texts with control characters, a layout that was not seen before, an error.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from .. import native
 from ..channel.interface import Channel
 from ..protocol.messages import Response
+from ..protocol.named_values import pack
 from ..transfer.interface import ControllerTransfer
 
 __all__ = ["Traffic", "controller_fast_path"]
@@ -23,6 +24,7 @@ class Traffic(NamedTuple):
     consuming: native.TurnWords
     in_flight: dict[int, native.Pending]
     unannounced: dict[str, int]
+    tagged: dict[str, Any]
     left: list[Any]
     aside: dict[int, Response]
     counters: native.Counters
@@ -43,5 +45,5 @@ def controller_fast_path(
     if of_channel is None or of_transfer is None:
         return None
     endpoint = (*of_channel.endpoint, *of_transfer.endpoint)
-    fields = (*endpoint, deaths, Response, of_channel.status_mirror, *traffic)
+    fields = (*endpoint, deaths, Response, pack, of_channel.status_mirror, *traffic)
     return native.ControllerFastPath(*fields, {} if of_transfer.links is None else of_transfer.links)

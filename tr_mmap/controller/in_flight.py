@@ -55,6 +55,7 @@ class InFlight:
             self._consuming,
             self.in_flight,
             self.transfer.unannounced,
+            self.transfer.tagged,
             self.transfer.left,
             self._aside,
             self._counters,

@@ -11,10 +11,12 @@ typedef struct {
     Endpoint base;
     PyObject *deaths; /* a list: gets an element when the worker has ended */
     PyObject *response_type;       /* NULL until __init__ has run */
+    PyObject *pack;                /* a function: the text for a dict of arguments by name, and the list of its tensors */
     PyObject *status_mirror;       /* shows the status to people */
     PyObject *sending, *consuming; /* TurnWords: one thread at a time sends, and one consumes answers */
     PyObject *in_flight;           /* a dict: the requests whose answers were not consumed, by number */
-    PyObject *unannounced;         /* a dict: the next request must announce these tags */
+    PyObject *unannounced;         /* a dict: tags that the next request must announce, with 0 if they are gone */
+    PyObject *tagged;              /* a dict: the segments that carry tags */
     PyObject *left;                /* a list: segments that tags have left, which answers to come release */
     PyObject *aside;               /* a dict: answers that Python has taken, and whose tensors it could not map yet */
     Counters *counters;
@@ -38,17 +40,17 @@ enum {
 
 static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObject *keywords) {
     static char *names[] = {"out",       "own",       "peer_doorbell", "own_doorbell",  "slice_s",       "pool",
-                            "mapped",    "held",      "is_private",    "deaths",        "response_type", "status_mirror", "sending",
-                            "consuming", "in_flight", "unannounced",   "left",          "aside",         "counters",
+                            "mapped",    "held",      "is_private",    "deaths",        "response_type", "pack", "status_mirror", "sending",
+                            "consuming", "in_flight", "unannounced",   "tagged", "left",          "aside",         "counters",
                             "links",     NULL};
     const ModuleState *state = self->base.state;
-    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *mirror, *sending, *consuming, *in_flight;
-    PyObject *unannounced, *left, *aside, *counters, *links = NULL;
+    PyObject *parts[ENDPOINT_ARGUMENTS], *deaths, *response_type, *pack, *mirror, *sending, *consuming, *in_flight;
+    PyObject *unannounced, *tagged, *left, *aside, *counters, *links = NULL;
     double slice_s;
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OO!O!O!O!O!O!O!O!|O!", names, parts, parts + 1, parts + 2,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OOOOOOOOOO!OOO!O!O!O!O!O!O!O!O!|O!", names, parts, parts + 1, parts + 2,
                                      parts + 3, parts + 4, parts + 5, parts + 6, parts + 7, parts + 8, &PyList_Type, &deaths,
-                                     &response_type, state->mirror, &mirror, state->turn, &sending, state->turn,
-                                     &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyList_Type,
+                                     &response_type, &pack, state->mirror, &mirror, state->turn, &sending, state->turn,
+                                     &consuming, &PyDict_Type, &in_flight, &PyDict_Type, &unannounced, &PyDict_Type, &tagged, &PyList_Type,
                                      &left, &PyDict_Type, &aside, state->counters, &counters, &PyDict_Type,
                                      &links) ||
         !mirror_is_initialised(mirror) || endpoint_parse(&self->base, parts, &slice_s) < 0 ||
@@ -56,11 +58,13 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
         return -1;
     endpoint_set(&self->base, parts, slice_s);
     self->deaths = Py_NewRef(deaths);
+    self->pack = Py_NewRef(pack);
     self->status_mirror = Py_NewRef(mirror);
     self->sending = Py_NewRef(sending);
     self->consuming = Py_NewRef(consuming);
     self->in_flight = Py_NewRef(in_flight);
     self->unannounced = Py_NewRef(unannounced);
+    self->tagged = Py_NewRef(tagged);
     self->left = Py_NewRef(left);
     self->aside = Py_NewRef(aside);
     self->counters = (Counters *)Py_NewRef(counters);
@@ -73,11 +77,13 @@ static int fast_path_init(ControllerFastPath *self, PyObject *arguments, PyObjec
 static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *arg) {
     Py_VISIT(self->deaths);
     Py_VISIT(self->response_type);
+    Py_VISIT(self->pack);
     Py_VISIT(self->status_mirror);
     Py_VISIT(self->sending);
     Py_VISIT(self->consuming);
     Py_VISIT(self->in_flight);
     Py_VISIT(self->unannounced);
+    Py_VISIT(self->tagged);
     Py_VISIT(self->left);
     Py_VISIT(self->aside);
     Py_VISIT(self->links);
@@ -87,11 +93,13 @@ static int fast_path_traverse(ControllerFastPath *self, visitproc visit, void *a
 static int fast_path_clear(ControllerFastPath *self) {
     Py_CLEAR(self->response_type); /* first, so that whatever runs from here on finds it closed */
     Py_CLEAR(self->deaths);
+    Py_CLEAR(self->pack);
     Py_CLEAR(self->status_mirror);
     Py_CLEAR(self->sending);
     Py_CLEAR(self->consuming);
     Py_CLEAR(self->in_flight);
     Py_CLEAR(self->unannounced);
+    Py_CLEAR(self->tagged);
     Py_CLEAR(self->left);
     Py_CLEAR(self->aside);
     Py_CLEAR(self->links);
@@ -105,20 +113,35 @@ static int is_initialised(const ControllerFastPath *self) {
     return 0;
 }
 
-/* Publish a request's tensors, and name them in the message; 0 if the slow path is needed, -1 with an exception. */
-static int publish_all(ControllerFastPath *self, PyObject *arrays, Message *message) {
-    Endpoint *endpoint = &self->base;
-    Py_ssize_t count = PyTuple_GET_SIZE(arrays);
-    int code = quick_publish_all(endpoint->pool, arrays, endpoint->held, self->links);
-    if (code <= 0) return code;
-    /* A signal handler that ran during a copy may have released some. From here on no other code runs before the
-     * send. */
-    if (PyList_GET_SIZE(endpoint->held) != count) return 0;
+/* Name what a request holds in the message; 0 if the slow path is needed. The names are good until other code runs. */
+static int name_held(const ControllerFastPath *self, PyObject *held, Py_ssize_t count, Message *message) {
+    const Endpoint *endpoint = &self->base;
+    if ((held == NULL ? 0 : PyList_GET_SIZE(held)) != count) return 0; /* a signal handler has released some */
     for (Py_ssize_t index = 0; index < count; index++) {
-        PyObject *segment = PyList_GET_ITEM(endpoint->held, index);
+        PyObject *segment = PyList_GET_ITEM(held, index);
         if (!message_add_segment(endpoint, message, segment) && !message_add_view(endpoint, message, segment, self->links))
             return 0;
-        message->tensors[index].tag = (Span){ARGUMENT_TAGS[index], (Py_ssize_t)strlen(ARGUMENT_TAGS[index])};
+        message->tensors[index].tag = (Span){ARGUMENT_TAGS[index], (Py_ssize_t)strlen(ARGUMENT_TAGS[index]), AS_IT_IS};
+    }
+    return 1;
+}
+
+/* Announce the tags that are new, and those that are gone; 0 if the slow path is needed. */
+static int announce(const ControllerFastPath *self, Message *message) {
+    PyObject *tag, *seq;
+    Span name;
+    for (Py_ssize_t at = 0; PyDict_Next(self->unannounced, &at, &tag, &seq);) {
+        if (!span_of(tag, &name) || !PyLong_CheckExact(seq)) return 0;
+        PyObject *segment = PyDict_GetItemWithError(self->tagged, tag);
+        int is_gone = PyObject_Not(seq); /* 0, or the segment's number when the tag was sent */
+        if (is_gone != (segment == NULL)) return 0; /* another thread is about to change it */
+        if (is_gone) {
+            if (message->dropped == MAX_CANONICAL_TENSORS) return 0;
+            message->drops[message->dropped++] = name;
+        } else {
+            if (!message_add_segment(&self->base, message, segment)) return 0;
+            message->tensors[message->count - 1].tag = name;
+        }
     }
     return 1;
 }
@@ -146,13 +169,13 @@ static int split(PyObject *text, Span *command, Span *parameters) {
     Span whole;
     if (!span_of(text, &whole)) return 0;
     const char *space = memchr(whole.text, ' ', (size_t)whole.nbytes);
-    *command = (Span){whole.text, space == NULL ? whole.nbytes : space - whole.text};
-    *parameters = (Span){command->text + command->nbytes, 0};
+    *command = (Span){whole.text, space == NULL ? whole.nbytes : space - whole.text, AS_IT_IS};
+    *parameters = EMPTY_SPAN;
     if (command->nbytes == 0 || Py_ISDIGIT(*command->text)) return 0;
     for (Py_ssize_t index = 0; index < command->nbytes; index++)
         if (!Py_ISALNUM(command->text[index]) && command->text[index] != '_') return 0;
     if (space == NULL) return 1;
-    *parameters = (Span){space + 1, whole.nbytes - command->nbytes - 1};
+    *parameters = (Span){space + 1, whole.nbytes - command->nbytes - 1, whole.form};
     if (parameters->nbytes == 0) return 0;
     unsigned char first = (unsigned char)*parameters->text;
     unsigned char last = (unsigned char)parameters->text[parameters->nbytes - 1];
@@ -165,7 +188,7 @@ static int split(PyObject *text, Span *command, Span *parameters) {
 static int may_send(const ControllerFastPath *self) {
     const Endpoint *endpoint = &self->base;
     return turn_is_free(self->sending) && self->counters->blocked == 0 && !self->counters->is_watched &&
-           PyDict_GET_SIZE(self->in_flight) < self->counters->limit && PyDict_GET_SIZE(self->unannounced) == 0 &&
+           PyDict_GET_SIZE(self->in_flight) < self->counters->limit &&
            !endpoint_is_foreign(endpoint) && PyList_GET_SIZE(self->deaths) == 0;
 }
 
@@ -206,28 +229,32 @@ static int move_held(ControllerFastPath *self, Pending *pending) {
     return 0;
 }
 
-/* send_request() for a tuple of arrays. */
-static int send_arrays(ControllerFastPath *self, Pending *pending, PyObject *arrays, int is_quiet) {
+/* send_request() for a tuple of arrays; `named` is the text that names them as values, or NULL. */
+static int send_arrays(ControllerFastPath *self, Pending *pending, PyObject *named, PyObject *arrays, int is_quiet) {
     Endpoint *endpoint = &self->base;
     PyObject *text = pending->message;
+    Py_ssize_t count = PyTuple_GET_SIZE(arrays);
     Message message;
     Draft draft;
     char words[MAX_CANONICAL_NBYTES + MAX_CANONICAL_TENSORS * TAG_WORD_NBYTES];
-    message.count = 0;
+    message.count = message.dropped = 0;
+    message.is_named = named != NULL;
     message.remark = EMPTY_SPAN;
-    if (!may_send(self) || !split(text, &message.command, &message.text) ||
-        PyTuple_GET_SIZE(arrays) > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
+    message.timestamp = now_ms();
+    if (!may_send(self) || !split(text, &message.command, &message.text) || (named != NULL && !span_of(named, &message.text)) ||
+        count > MAX_CANONICAL_TENSORS || PyList_GET_SIZE(endpoint->held) != 0 ||
         /* Before anything is published. Longer names are rare: message_write() notices them after the copy. */
         message.command.nbytes + message.text.nbytes >
-            MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + PyTuple_GET_SIZE(arrays)))
+            MAX_CANONICAL_NBYTES - TYPICAL_REF_NBYTES * (1 + count + PyDict_GET_SIZE(self->unannounced)))
         return 0;
-    int is_ready = publish_all(self, arrays, &message);
-    message.timestamp = now_ms();
-    if (is_ready > 0) is_ready = append_tags(&message, words) && message_write(&draft, &message, 0);
+    int is_ready = quick_publish_all(endpoint->pool, arrays, endpoint->held, self->links);
     if (is_ready > 0) is_ready = move_held(self, pending) == 0; /* makes a list, so the garbage collector may run */
     /* Other threads, signal handlers and destructors, which may have sent requests, ran until here. No other code runs
      * from here on: nothing that is made below is of the collector's. */
-    if (is_ready > 0 && !may_send(self)) is_ready = 0;
+    if (is_ready > 0)
+        is_ready = may_send(self) && name_held(self, pending->held, count, &message) &&
+                   (named != NULL || append_tags(&message, words)) && announce(self, &message) &&
+                   message_write(&draft, &message, 0);
     Counters *counters = self->counters;
     long seq = counters->seq % WIRE_MAX_MESSAGE_SEQ + 1;
     PyObject *number = is_ready > 0 ? PyLong_FromLong(seq) : NULL;
@@ -246,19 +273,38 @@ static int send_arrays(ControllerFastPath *self, Pending *pending, PyObject *arr
     pending->is_sent = 1;
     pending->order = self->sent_before + ring_stored(endpoint->out) - 1;
     counters->sent = pending->order + 1;
+    if (PyDict_GET_SIZE(self->unannounced) != 0) PyDict_Clear(self->unannounced); /* of texts and numbers: runs no code */
     if (!is_quiet) semaphore_post(endpoint->peer_doorbell);
     mirror_forget(self->status_mirror); /* the worker may have written it meanwhile */
     return 1;
+}
+
+/* The text for arguments by name, and a tuple of the tensors among them; -1 with an exception. */
+static int pack(const ControllerFastPath *self, PyObject *values, PyObject **text, PyObject **tensors) {
+    PyObject *packed = PyObject_CallOneArg(self->pack, values), *list;
+    int is_packed = packed != NULL && PyArg_ParseTuple(packed, "UO!", text, &PyList_Type, &list) &&
+                    (*tensors = PyList_AsTuple(list)) != NULL;
+    *text = is_packed ? Py_NewRef(*text) : NULL;
+    Py_XDECREF(packed);
+    return is_packed ? 0 : -1;
 }
 
 /* Publish a request's tensors, send it, and ring, unless the caller does so later: 1 if that is done; 0 if Python has to
  * send it, -1 with an exception; then nothing was sent. */
 static int send_request(ControllerFastPath *self, Pending *pending, PyObject *tensors, int is_quiet) {
     if (!PyTuple_CheckExact(tensors)) return 0;
+    PyObject *named = NULL;
+    Span command, words;
+    if (PyTuple_GET_SIZE(tensors) == 1 && PyDict_CheckExact(PyTuple_GET_ITEM(tensors, 0))) {
+        /* words beside values by name are an error, which the slow path raises */
+        if (!split(pending->message, &command, &words) || words.nbytes != 0) return 0;
+        if (pack(self, PyTuple_GET_ITEM(tensors, 0), &named, &tensors) < 0) return -1;
+    } else Py_INCREF(tensors);
     PyObject *arrays = arrays_to_publish(self->base.pool, tensors); /* first: other threads may send meanwhile */
-    if (arrays == NULL) return PyErr_Occurred() ? -1 : 0;
-    int is_sent = send_arrays(self, pending, arrays, is_quiet);
-    Py_DECREF(arrays);
+    int is_sent = arrays != NULL ? send_arrays(self, pending, named, arrays, is_quiet) : PyErr_Occurred() ? -1 : 0;
+    Py_XDECREF(arrays);
+    Py_XDECREF(named);
+    Py_DECREF(tensors);
     return is_sent;
 }
 
@@ -279,10 +325,16 @@ static PyObject *receive_all(Endpoint *endpoint, const Message *message, Framewo
 
 static PyObject *make_response(ControllerFastPath *self, const Message *message) {
     Endpoint *endpoint = &self->base;
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(endpoint, message->command),
-                          text_of(endpoint, message->text), text_of(endpoint, message->remark),
-                          PyLong_FromUnsignedLongLong(message->timestamp)};
-    return construct(self->response_type, fields, sizeof fields / sizeof *fields);
+    PyObject *fields[8] = {PyLong_FromUnsignedLongLong(message->seq), text_of(endpoint, message->command),
+                           text_of(endpoint, message->text), text_of(endpoint, message->remark),
+                           PyLong_FromUnsignedLongLong(message->timestamp)};
+    size_t count = 5;
+    if (message->is_named) { /* it has no refs and no error, and a form */
+        fields[count++] = PyList_New(0);
+        fields[count++] = Py_NewRef(Py_None);
+        fields[count++] = Py_NewRef(endpoint->state->names[NAMED]);
+    }
+    return construct(self->response_type, fields, count);
 }
 
 /* A response and its tensors, as Python gets them; NULL if the slow path is needed, with an exception or without. */
@@ -466,7 +518,7 @@ static PyMethodDef fast_path_methods[] = {
 
 static PyType_Slot controller_fast_path_slots[] = {
     {Py_tp_doc, "ControllerFastPath(out, own, peer_doorbell, own_doorbell, slice_s, pool, mapped, held, is_private, deaths, "
-                "response_type,\nstatus_mirror, sending, consuming, in_flight, unannounced, left, aside, counters, links=None)\n--\n\nThe "
+                "response_type,\npack, status_mirror, sending, consuming, in_flight, unannounced, tagged, left, aside, counters, links=None)\n--\n\nThe "
                 "controller's fast path."},
     {Py_tp_new, stateful_new},
     {Py_tp_init, fast_path_init},

@@ -149,6 +149,7 @@ int message_add_view(const Endpoint *self, Message *message, PyObject *view, PyO
 PyObject *text_of(Endpoint *self, Span span) {
     /* An earlier text may have set an exception. Then to decode another one that is no UTF-8 would be a SystemError. */
     if (PyErr_Occurred()) return NULL;
+    if (span.form == ESCAPED) return unescaped(span);
     if (span.nbytes == 0 || span.nbytes > MAX_RECENT_NBYTES) return PyUnicode_DecodeUTF8(span.text, span.nbytes, NULL);
     /* The same command, tags and segments come again and again; the text that we have knows its hash, too. */
     unsigned place = (unsigned)span.nbytes * 3 + (unsigned char)span.text[span.nbytes - 1];

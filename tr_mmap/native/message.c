@@ -8,6 +8,12 @@
  * the texts of a message are most of its bytes. */
 static const char is_unescaped[256] = {['\x20' ... '"' - 1] = 1, ['"' + 1 ... '\\' - 1] = 1, ['\\' + 1 ... 255] = 1};
 
+/* What follows the backslash for a byte, as msgspec writes it; 0 for none. And the byte for what follows it. */
+static const char escape_of[256] = {['"'] = '"',  ['\\'] = '\\', ['\b'] = 'b', ['\f'] = 'f',
+                                    ['\n'] = 'n', ['\r'] = 'r',  ['\t'] = 't'};
+static const char byte_of[256] = {['"'] = '"',  ['\\'] = '\\', ['b'] = '\b', ['f'] = '\f',
+                                  ['n'] = '\n', ['r'] = '\r',  ['t'] = '\t'};
+
 int span_of(PyObject *text, Span *span) {
     if (!PyUnicode_CheckExact(text)) return 0;
     span->text = PyUnicode_AsUTF8AndSize(text, &span->nbytes);
@@ -15,9 +21,24 @@ int span_of(PyObject *text, Span *span) {
         PyErr_Clear();
         return 0;
     }
+    span->form = AS_IT_IS;
     for (const char *at = span->text, *end = at + span->nbytes; at < end; at++)
-        if (!is_unescaped[(unsigned char)*at]) return 0;
+        if (!is_unescaped[(unsigned char)*at]) {
+            if (escape_of[(unsigned char)*at] == 0) return 0;
+            span->form = TO_ESCAPE;
+        }
     return 1;
+}
+
+PyObject *unescaped(Span span) {
+    char *bytes = PyMem_Malloc((size_t)span.nbytes);
+    if (bytes == NULL) return PyErr_NoMemory();
+    char *to = bytes;
+    for (const char *at = span.text, *end = at + span.nbytes; at < end; at++)
+        *to++ = *at == '\\' ? byte_of[(unsigned char)*++at] : *at; /* read_text() has seen that one follows */
+    PyObject *text = PyUnicode_DecodeUTF8(bytes, to - bytes, NULL);
+    PyMem_Free(bytes);
+    return text;
 }
 
 /* The clock of timestamps, which people read: some milliseconds behind the other, in a third of the time. */
@@ -46,9 +67,20 @@ static void add(Draft *draft, const char *text, Py_ssize_t nbytes) {
 
 #define ADD(draft, literal) add(draft, literal, (Py_ssize_t)sizeof(literal) - 1)
 
+static void add_escaped(Draft *draft, Span text) {
+    const char *at = text.text, *end = at + text.nbytes;
+    while (at < end) {
+        const char *first = at;
+        while (at < end && is_unescaped[(unsigned char)*at]) at++;
+        add(draft, first, at - first);
+        if (at < end) add(draft, (char[]){'\\', escape_of[(unsigned char)*at++]}, 2);
+    }
+}
+
 static void add_text(Draft *draft, Span text) {
     ADD(draft, "\"");
-    add(draft, text.text, text.nbytes);
+    if (text.form == TO_ESCAPE) add_escaped(draft, text);
+    else add(draft, text.text, text.nbytes);
     ADD(draft, "\"");
 }
 
@@ -70,6 +102,8 @@ static void add_member(Draft *draft, const char *name, Span text) {
     add_text(draft, text);
 }
 
+#define IS_NAMED ",\"form\":\"" WIRE_FORM_NAMED "\""
+
 int message_write(Draft *draft, const Message *message, int is_response) {
     draft->nbytes = 0;
     add_member(draft, ",\"command\":", message->command);
@@ -88,6 +122,13 @@ int message_write(Draft *draft, const Message *message, int is_response) {
         add_number(draft, ref->seq);
     }
     if (message->count != 0) ADD(draft, "]]");
+    for (int index = 0; index < message->dropped; index++) {
+        if (index == 0) ADD(draft, ",\"drops\":[");
+        else ADD(draft, ",");
+        add_text(draft, message->drops[index]);
+    }
+    if (message->dropped != 0) ADD(draft, "]");
+    if (message->is_named) ADD(draft, IS_NAMED);
     ADD(draft, "}");
     return draft->nbytes <= MAX_CANONICAL_NBYTES;
 }
@@ -110,9 +151,15 @@ static int read_text(Cursor *cursor, Span *text) {
     const char *at = cursor->at, *end = cursor->end;
     if (at == end || *at++ != '"') return 0;
     text->text = at;
-    while (at < end && is_unescaped[(unsigned char)*at]) at++;
+    text->form = AS_IT_IS;
+    for (;; at += 2) {
+        while (at < end && is_unescaped[(unsigned char)*at]) at++;
+        if (at == end) return 0;
+        if (*at == '"') break;
+        if (*at != '\\' || at + 1 == end || byte_of[(unsigned char)at[1]] == 0) return 0;
+        text->form = ESCAPED;
+    }
     text->nbytes = at - text->text;
-    if (at == end || *at != '"') return 0;
     cursor->at = at + 1;
     return 1;
 }
@@ -141,11 +188,19 @@ static int read_tensors(Cursor *cursor, Message *message) {
     return SKIP(cursor, "]");
 }
 
+static int read_drops(Cursor *cursor, Message *message) {
+    if (!SKIP(cursor, "[")) return 0;
+    do {
+        if (message->dropped == MAX_CANONICAL_TENSORS || !read_text(cursor, &message->drops[message->dropped++])) return 0;
+    } while (SKIP(cursor, ","));
+    return SKIP(cursor, "]");
+}
+
 int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *message) {
     Cursor cursor = {line, line + nbytes};
     message->seq = message->timestamp = 0;
     message->command = message->text = message->remark = EMPTY_SPAN;
-    message->count = 0;
+    message->count = message->dropped = message->is_named = 0;
     if (!SKIP(&cursor, "{\"seq\":")) return 0;
     while (cursor.at < cursor.end && *cursor.at == ' ') cursor.at++;
     if (!read_number(&cursor, &message->seq)) return 0;
@@ -155,6 +210,8 @@ int message_read(const char *line, Py_ssize_t nbytes, int is_response, Message *
     if (is_response && SKIP(&cursor, ",\"message\":") && !read_text(&cursor, &message->remark)) return 0;
     if (SKIP(&cursor, ",\"timestamp\":") && !read_number(&cursor, &message->timestamp)) return 0;
     if (SKIP(&cursor, ",\"tensors\":") && !read_tensors(&cursor, message)) return 0;
+    if (!is_response && SKIP(&cursor, ",\"drops\":") && !read_drops(&cursor, message)) return 0;
+    message->is_named = SKIP(&cursor, IS_NAMED);
     return SKIP(&cursor, "}") && cursor.at == cursor.end;
 }
 

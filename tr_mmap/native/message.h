@@ -1,6 +1,6 @@
-/* Control messages in canonical form: exactly the form that tr_mmap.protocol.messages writes, without escapes.
- * They are written and read without a Python object for each. A message in another form (escapes in its texts,
- * other members, or another order) is never called wrong here: it takes the slow path. */
+/* Control messages in canonical form: exactly the form that tr_mmap.protocol.messages writes, without escapes of the form
+ * \\uXXXX. They are written and read without a Python object for each. A message in another form (such escapes, other
+ * members, or another order) is never called wrong here: it takes the slow path. */
 #ifndef TR_MMAP_MESSAGE_H
 #define TR_MMAP_MESSAGE_H
 
@@ -16,9 +16,14 @@ enum {
 typedef struct {
     const char *text;
     Py_ssize_t nbytes;
+    enum {
+        AS_IT_IS,  /* the same in JSON */
+        TO_ESCAPE, /* a text that needs escapes in JSON */
+        ESCAPED,   /* as JSON has it, with escapes */
+    } form;
 } Span;
 
-#define EMPTY_SPAN ((Span){"", 0})
+#define EMPTY_SPAN ((Span){"", 0, AS_IT_IS})
 
 /* Where a tensor is; as TensorRef in Python. */
 typedef struct {
@@ -33,7 +38,9 @@ typedef struct {
     Span text;   /* a request's parameters, a response's result */
     Span remark; /* a response's member `message` */
     Ref tensors[MAX_CANONICAL_TENSORS];
-    int count; /* of tensors */
+    Span drops[MAX_CANONICAL_TENSORS]; /* of a request: tags that are gone */
+    int count, dropped;                /* of tensors, and of drops */
+    int is_named; /* the text holds values by name, as protocol/named_values.py has them */
 } Message;
 
 /* A message that is being written: all that comes after its number. */
@@ -42,8 +49,11 @@ typedef struct {
     char text[MAX_CANONICAL_NBYTES];
 } Draft;
 
-/* The bytes of a Python text; 0 if it is no text, or needs escapes in JSON. */
+/* The bytes of a Python text; 0 if it is no text, or needs escapes that the canonical form lacks. */
 int span_of(PyObject *text, Span *span);
+
+/* The text of a span that is ESCAPED; NULL with an exception. */
+PyObject *unescaped(Span span);
 
 /* Write a message without its number; 0 if it is too long for a draft. */
 int message_write(Draft *draft, const Message *message, int is_response);

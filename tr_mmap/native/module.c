@@ -119,9 +119,9 @@ static int add_types(PyObject *module, ModuleState *state) {
 }
 
 static int intern_names(ModuleState *state) {
-    static const char *const texts[ATTRIBUTES] = {"command",    "result",     "message", "complaint", "reply",
-                                                  "main_logic", "parameters", "segment", "seq", "numpy",
-                                                  "torch", "is_conj", "is_neg", "untyped_storage", "data_ptr", "nbytes", "_cdata", "__enter__", "__exit__"};
+    static const char *const texts[ATTRIBUTES] = {"command", "result", "message", "complaint", "form", "reply", "request",
+                                                  "main_logic", "named_logic", "parameters", "segment", "seq", WIRE_FORM_NAMED,
+                                                  "numpy", "torch", "is_conj", "is_neg", "untyped_storage", "data_ptr", "nbytes", "_cdata", "__enter__", "__exit__"};
     for (int index = 0; index < ATTRIBUTES; index++)
         if ((state->names[index] = PyUnicode_InternFromString(texts[index])) == NULL) return -1;
     return 0;

@@ -13,11 +13,15 @@ enum {
     RESULT,     /* the text; None where the handler has said nothing */
     MESSAGE,    /* the handler's remark */
     COMPLAINT,  /* a remark of ours, unless the handler makes one */
+    FORM,       /* of the text; "" or NAMED */
     REPLY,      /* of a request context: the reply to the request at hand */
+    REQUEST,    /* of a request context: that request */
     MAIN_LOGIC, /* of a request context */
+    NAMED_LOGIC, /* of a request context: for arguments by name */
     PARAMETERS, /* of a request */
     SEGMENT,    /* of a ref */
     SEQ,        /* of a ref */
+    NAMED,      /* the form of values by name */
     NUMPY,      /* the framework of numpy's arrays */
     TORCH,      /* that of torch's tensors */
     IS_CONJ,    /* of a tensor, as the names that follow */

@@ -171,7 +171,17 @@ static PyObject *make_refs(WorkerFastPath *self, const Message *message) {
     return refs;
 }
 
-/* Take over the tags that a request brings; -1 with an exception. */
+static PyObject *make_drops(WorkerFastPath *self, const Message *message) {
+    PyObject *drops = PyList_New(message->dropped);
+    for (int index = 0; drops != NULL && index < message->dropped; index++) {
+        PyObject *tag = text_of(&self->base, message->drops[index]);
+        if (tag == NULL) Py_CLEAR(drops);
+        else PyList_SET_ITEM(drops, index, tag);
+    }
+    return drops;
+}
+
+/* Take over the tags that a request brings, and forget those that it drops; -1 with an exception. */
 static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs) {
     if (PyList_SetSlice(self->argument_tags, 0, PyList_GET_SIZE(self->argument_tags), NULL) < 0) return -1;
     for (int index = 0; index < message->count && index < PyList_GET_SIZE(refs); index++) {
@@ -182,6 +192,13 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
         Py_XDECREF(name);
         if (code < 0) return -1;
     }
+    for (int index = 0; index < message->dropped; index++) {
+        PyObject *name = text_of(&self->base, message->drops[index]);
+        int code = name == NULL ? -1 : PyDict_DelItem(self->tags, name); /* the end of a ref may run code */
+        Py_XDECREF(name);
+        if (code < 0 && !PyErr_ExceptionMatches(PyExc_KeyError)) return -1;
+        if (code < 0) PyErr_Clear();
+    }
     return 0;
 }
 
@@ -189,10 +206,13 @@ static int set_tags(WorkerFastPath *self, const Message *message, PyObject *refs
 static PyObject *begin(WorkerFastPath *self, const Message *message) {
     PyObject *refs = make_refs(self, message);
     if (refs == NULL) return NULL;
-    PyObject *fields[] = {PyLong_FromUnsignedLongLong(message->seq), text_of(&self->base, message->command),
-                          text_of(&self->base, message->text),
-                          PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
-    PyObject *request = construct(self->request_type, fields, sizeof fields / sizeof *fields);
+    PyObject *fields[7] = {PyLong_FromUnsignedLongLong(message->seq), text_of(&self->base, message->command),
+                           text_of(&self->base, message->text),
+                           PyLong_FromUnsignedLongLong(message->timestamp), Py_NewRef(refs)};
+    size_t count = 5;
+    if (message->dropped != 0 || message->is_named) fields[count++] = make_drops(self, message);
+    if (message->is_named) fields[count++] = Py_NewRef(self->base.state->names[NAMED]);
+    PyObject *request = construct(self->request_type, fields, count);
     if (request != NULL && (sent_results_release(self->sent, ring_done_by_peer(self->base.out)) < 0 ||
                             set_tags(self, message, refs) < 0))
         Py_CLEAR(request);
@@ -295,7 +315,7 @@ static PyObject *py_quick_fetch(WorkerFastPath *self, PyObject *const *arguments
         while (at < end && *at != ' ' && *at != ',' && (unsigned char)*at < 0x80) at++;
         PyObject *array = NULL;
         if (at == end || *at == ' ') { /* else the slow path splits the text in another way */
-            PyObject *tag = text_of(&self->base, (Span){first, at - first});
+            PyObject *tag = text_of(&self->base, (Span){first, at - first, AS_IT_IS});
             array = tag == NULL ? NULL : fetch(self, tag, framework);
             Py_XDECREF(tag);
         }
@@ -344,10 +364,10 @@ static int drop_argument_tags(WorkerFastPath *self) {
 
 /* Send a response that names what is held: 1 if that is done; 0 if the slow path is needed, and nothing was sent;
  * -1 with an exception. */
-static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span result, Span remark) {
+static int send_response(WorkerFastPath *self, uint64_t seq, Span command, Span result, Span remark, int is_named) {
     Endpoint *endpoint = &self->base;
     Draft draft;
-    Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .count = 0};
+    Message message = {.timestamp = now_ms(), .command = command, .text = result, .remark = remark, .is_named = is_named};
     if (endpoint_is_foreign(endpoint)) return 0; /* the handler forked: only its parent answers */
     for (Py_ssize_t index = 0; index < PyList_GET_SIZE(endpoint->held); index++)
         if (!message_add_segment(endpoint, &message, PyList_GET_ITEM(endpoint->held, index))) return 0;
@@ -372,15 +392,16 @@ static int span_or(PyObject *said, Span fallback, Span *span) {
 /* Send what a reply says; returns as send_response() does. */
 static int send_reply(WorkerFastPath *self, const Message *request, PyObject *reply) {
     PyObject *said[REPLY_ATTRIBUTES] = {NULL};
-    Span command, result = {WIRE_DEFAULT_RESULT, sizeof WIRE_DEFAULT_RESULT - 1}, remark;
+    Span command, result = {WIRE_DEFAULT_RESULT, sizeof WIRE_DEFAULT_RESULT - 1, AS_IT_IS}, remark, form;
     int is_sent = 1;
     for (int index = 0; index < REPLY_ATTRIBUTES && is_sent > 0; index++)
         if ((said[index] = PyObject_GetAttr(reply, self->base.state->names[index])) == NULL) is_sent = -1;
     if (is_sent > 0)
         is_sent = (said[RESULT] == Py_None || span_of(said[RESULT], &result)) &&
                   span_or(said[COMMAND], request->command, &command) &&
-                  span_or(said[COMPLAINT], EMPTY_SPAN, &remark) && span_or(said[MESSAGE], remark, &remark);
-    if (is_sent > 0) is_sent = send_response(self, request->seq, command, result, remark);
+                  span_or(said[COMPLAINT], EMPTY_SPAN, &remark) && span_or(said[MESSAGE], remark, &remark) &&
+                  span_of(said[FORM], &form) && (form.nbytes == 0 || is_equal(form, WIRE_FORM_NAMED, sizeof WIRE_FORM_NAMED - 1));
+    if (is_sent > 0) is_sent = send_response(self, request->seq, command, result, remark, form.nbytes != 0);
     for (int index = 0; index < REPLY_ATTRIBUTES; index++) Py_XDECREF(said[index]);
     return is_sent;
 }
@@ -403,10 +424,11 @@ static PyObject *py_serve(WorkerFastPath *self, PyObject *context) {
     PyObject *call[] = {context, NULL, NULL};
     if (reply != NULL && (call[1] = PyObject_GetAttr(request, names[COMMAND])) != NULL &&
         (call[2] = PyObject_GetAttr(request, names[PARAMETERS])) != NULL &&
-        PyObject_SetAttr(context, names[REPLY], reply) == 0) {
-        is_known = PyObject_VectorcallMethod(names[MAIN_LOGIC], call, 3, NULL);
+        PyObject_SetAttr(context, names[REPLY], reply) == 0 && PyObject_SetAttr(context, names[REQUEST], request) == 0) {
+        is_known = PyObject_VectorcallMethod(names[message.is_named ? NAMED_LOGIC : MAIN_LOGIC], call, 3, NULL);
         if (is_known == NULL) error = PyErr_GetRaisedException(); /* worker/service.py says which ones end the worker */
         if (PyObject_SetAttr(context, names[REPLY], Py_None) < 0) PyErr_WriteUnraisable(context);
+        if (PyObject_SetAttr(context, names[REQUEST], Py_None) < 0) PyErr_WriteUnraisable(context);
     }
     if (is_known != NULL || error != NULL) {
         int is_sent = is_known == Py_True && !self->is_foreign ? send_reply(self, &message, reply) : 0;

@@ -145,6 +145,7 @@ class ControllerTransfer(ABC):
         decode: parses a response's text; ``receive`` takes the elements of its ``tensors``.
         receive: makes the tensor of a result, in a framework; called once for each.
         unannounced: tags that the next request must announce; empty if the peer finds tags by itself.
+        tagged: what carries each tag that may be among them.
         quick_loan: as in :class:`WorkerTransfer`.
         left: what tags have left, and the worker may still read.
         has_request_in_flight: tells whether there is such a request.
@@ -157,6 +158,7 @@ class ControllerTransfer(ABC):
     decode: Callable[[bytes], Response]
     receive: Callable[[TensorRef, str], Any]
     unannounced: dict[str, int]
+    tagged: dict[str, Any]
     left: list[Any]
     has_request_in_flight: Callable[[], bool]
     next_order: Callable[[], int]
@@ -166,7 +168,7 @@ class ControllerTransfer(ABC):
     quick_loan: QuickLoan = staticmethod(_no_loan)
 
     def __init__(self) -> None:
-        self.unannounced, self.left = {}, []
+        self.unannounced, self.tagged, self.left = {}, {}, []
         self.has_request_in_flight, self.next_order, self.fast_holds = bool, int, list
 
     @abstractmethod

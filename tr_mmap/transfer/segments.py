@@ -191,7 +191,7 @@ class SegmentControllerTransfer(ControllerTransfer):
         self._has_checksum = options.checksum
         self._views, self._moves_back = views, moves_back
         self._tags = Tags(directory, self._release_later)
-        self.unannounced = self._tags.unannounced
+        self.unannounced, self.tagged = self._tags.unannounced, self._tags.by_tag
         # By request that was not sent: what it names for itself alone.
         self._prepared: dict[Any, list[Segment | Given]] = {}
         # What a thread did not wait for: the request whose segments it releases, or None, and the call.
@@ -307,7 +307,7 @@ class SegmentControllerTransfer(ControllerTransfer):
 
     def request(self, seq: int, draft: Draft) -> Request:
         refs, drops = self._tags.announcements() if self._tags.unannounced else ([], [])
-        return Request(seq, draft.command, draft.parameters, now_ms(), [*refs, *draft.tensors], drops, draft.form)
+        return Request(seq, draft.command, draft.parameters, now_ms(), [*draft.tensors, *refs], drops, draft.form)
 
     def sent(self, key: Any, request: Request) -> None:
         self._prepared.pop(key, None)

@@ -41,6 +41,7 @@ class Tags:
         release: releases the hold of a tag on a segment, which the worker may be about to read.
 
     Attributes:
+        by_tag: the segment that carries each tag.
         unannounced: changes that the worker has not acknowledged: tag to seq, or 0 for a tag that is gone.
     """
 
@@ -48,7 +49,7 @@ class Tags:
         self._directory = system.KnownDir(directory)
         self._owner = this_process.mark
         self._release = release
-        self._segments: dict[str, Segment | Given] = {}
+        self.by_tag: dict[str, Segment | Given] = {}
         self._linking: str | None = None  # the tag whose file may not be that of its segment, after an interrupt
         self.unannounced: dict[str, int] = {}
 
@@ -59,7 +60,7 @@ class Tags:
             OutOfSpace, HostilePath, SessionNotStarted: the link cannot be made; the tag keeps what it had, and the hold
                 is released.
         """
-        previous = self._segments.get(tag)
+        previous = self.by_tag.get(tag)
         if previous is not segment:  # else the file of that tag is a link to it already
             self._linking = tag
             try:
@@ -68,7 +69,7 @@ class Tags:
             except BaseException:
                 segment.release()
                 raise
-        self._segments[tag] = segment
+        self.by_tag[tag] = segment
         self.unannounced[tag] = segment.seq
         self._linking = None
         if previous is not None:
@@ -80,24 +81,24 @@ class Tags:
         Raises:
             MissingTag: there is no such tag.
         """
-        segment = self._segments.get(tag)
+        segment = self.by_tag.get(tag)
         if segment is None:
             raise MissingTag(f"there is no tensor with the tag {tag!r}; there are {self.describe()}", tag=tag)
         self._linking = tag
         if self._directory.is_there():
             system.unlink(self._path(tag), owner=self._owner)
         self.unannounced[tag] = 0
-        del self._segments[tag]
+        del self.by_tag[tag]
         self._linking = None
         self._release(segment)
 
     def segments(self) -> list[Segment | Given]:
         """The segments that carry tags, each as often as it carries one."""
-        return list(self._segments.values())
+        return list(self.by_tag.values())
 
     def forget(self) -> None:
         """Forget all tags. Their files go with the session's directory."""
-        self._segments.clear()
+        self.by_tag.clear()
         self._linking = None
 
     def repair(self) -> None:
@@ -105,7 +106,7 @@ class Tags:
         tag = self._linking
         if tag is None:
             return
-        segment = self._segments.get(tag)
+        segment = self.by_tag.get(tag)
         # Somebody has removed the directory, or something of theirs has the name: neither may stop other requests.
         with contextlib.suppress(FileNotFoundError, HostilePath):
             if self._directory.is_there():
@@ -117,14 +118,15 @@ class Tags:
 
     def describe(self) -> str:
         """The tags, or some of them, for the text of an error."""
-        return describe_tags(self._segments)
+        return describe_tags(self.by_tag)
 
     def announcements(self) -> tuple[list[TensorRef], list[str]]:
         """What the next request must announce: where the tensors of new tags are, and which tags are gone."""
         changes = list(self.unannounced.items())
-        refs = [TensorRef(tag, self._segments[tag].name, seq) for tag, seq in changes if seq]
-        drops = [tag for tag, seq in changes if not seq]
-        return refs, drops
+        # Another thread may be changing a tag: then it notes another change, which is announced later.
+        found = [(tag, self.by_tag.get(tag)) for tag, seq in changes if seq]
+        refs = [TensorRef(tag, segment.name, segment.seq) for tag, segment in found if segment is not None]
+        return refs, [tag for tag, seq in changes if not seq]
 
     def announced(self, request: Request) -> None:
         """A request with :meth:`announcements` was sent. Later changes are still to be announced."""
@@ -138,7 +140,7 @@ class Tags:
     def announce_all_again(self) -> None:
         """Announce all tags with the next request, because a new worker knows none."""
         self.unannounced.clear()
-        self.unannounced.update({tag: segment.seq for tag, segment in self._segments.items()})
+        self.unannounced.update({tag: segment.seq for tag, segment in self.by_tag.items()})
 
     def _path(self, tag: str) -> str:
         return os.path.join(self._directory.path, tensor_file(tag))

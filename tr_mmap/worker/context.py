@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, TypeAlias
 
 from ..channel.interface import Channel
 from ..protocol.messages import Request
@@ -20,6 +20,7 @@ from .reply import Reply
 __all__ = ["RequestContext", "current"]
 
 current: ContextVar[RequestContext] = ContextVar("tr_mmap_request")  # where there are several at once
+Logic: TypeAlias = Callable[[str, str], bool | None]
 _REPORT_S: Final = 0.05  # the shortest time between two statuses that show progress
 
 
@@ -31,7 +32,8 @@ class RequestContext:
         transfer: of its tensors and results; None before there is a session.
         reply: what the handler has said so far; None if there is no request. The fast path sets it.
         main_logic: handles the request.
-        request: the request; None on the fast path, whose requests have no arguments by name.
+        named_logic: handles one with arguments by name.
+        request: the request; None if there is none. The fast path sets it.
         order: how many requests the controller had sent to this worker before; None for the one that was taken last.
         is_abandoned: the worker ends without waiting for the handler.
     """
@@ -43,14 +45,15 @@ class RequestContext:
         "channel",
         "is_abandoned",
         "main_logic",
+        "named_logic",
         "order",
         "reply",
         "request",
         "transfer",
     )
 
-    def __init__(self, main_logic: Callable[[str, str], bool | None]) -> None:
-        self.main_logic = main_logic
+    def __init__(self, main_logic: Logic, named_logic: Logic) -> None:
+        self.main_logic, self.named_logic = main_logic, named_logic
         self.channel: Channel | None = None
         self.transfer: WorkerTransfer | None = None
         self.reply: Reply | None = None

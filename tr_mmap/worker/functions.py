@@ -116,7 +116,7 @@ class Server(TechRenaissanceServer):
         if request is not None and request.form:
             if request.parameters.startswith(BATCH_START):
                 self._answer_batch(known, request)
-                return None
+                return True
             arguments, named = self._arguments(known, parameters)
             result = known.function(*arguments, **named)
         elif convert_text is not None and parameters:
@@ -173,10 +173,9 @@ class Server(TechRenaissanceServer):
             self._set_result(result)
         elif result is not None:
             try:
-                if isinstance(result, dict):  # None: the fast path leaves it to the slow path, which knows the form
+                if isinstance(result, dict):
                     self._say_named(result)
-                    return None
-                if isinstance(result, _SEVERAL):
+                elif isinstance(result, _SEVERAL):
                     self.send_tensors(*result)
                 else:
                     self.send_tensors(result)
@@ -207,7 +206,9 @@ class Server(TechRenaissanceServer):
     def _values(self, request: Request) -> dict[str, Any]:
         """The arguments by name of a request."""
         tags = [ref.tag for ref in request.tensors if ref.tag[:1] == ARGUMENT_TAG_PREFIX]
-        return unpack(request.parameters, [self._fetch(tag, self.framework) for tag in tags])
+        quick = None if self._fast_path is None else self._fast_path.quick_fetch(" ".join(tags), self.framework)
+        tensors = [self._fetch(tag, self.framework) for tag in tags] if quick is None else quick
+        return unpack(request.parameters, tensors)
 
     def describe_unknown(self, command: str) -> str:
         return f"the worker knows no command {command[:80]!r}; it knows {', '.join(sorted(self._commands))}"

@@ -216,9 +216,8 @@ class TechRenaissanceServer(RequestService):
             raise BadMessage("the fraction of the work that is done is a number from 0 to 1", detail="fraction")
         text = " ".join(_plain(text).split())
         reply.has_shown = True
-        if attachment.progress is not None and context.channel is not None:
-            seq = channel.taken_seq() if context.request is None else context.request.seq
-            attachment.progress.write(seq, fraction, text)
+        if attachment.progress is not None and context.channel is not None and context.request is not None:
+            attachment.progress.write(context.request.seq, fraction, text)
         if context.is_report_due() or fraction == 1.0:
             self._touch()
             percent = f"{100 * fraction:.0f} %"

@@ -18,7 +18,7 @@ from ..protocol.messages import Failure, FailureKind, Request, Response, decode_
 from ..protocol.status import Status
 from ..transfer.interface import WorkerTransfer
 from ..transfer.kinds import Device, Views
-from ..wire.messages import EXIT_COMMAND, RELEASE_COMMAND, RING_SLOTS
+from ..wire.messages import EXIT_COMMAND, FORM_NAMED, RELEASE_COMMAND, RING_SLOTS
 from .attach import Attachment
 from .context import RequestContext, current
 from .forked import end_child
@@ -56,7 +56,7 @@ class RequestService(WorkerLife):
     def __init__(
         self, debug: bool, views: Views | None, threads: int | None = None, device: Device | None = None
     ) -> None:
-        self._shared = RequestContext(self.main_logic)
+        self._shared = RequestContext(self.main_logic, self._named_logic)
         self._loop: HandlerLoop | None = None
         self._concurrency: Concurrency | None = None
         super().__init__(debug, views, device)
@@ -92,6 +92,11 @@ class RequestService(WorkerLife):
         What each request calls has this line in itself, because a call takes a hundredth of a short request.
         """
         return self._shared if self._concurrency is None else current.get(self._shared)
+
+    def _named_logic(self, command: str, parameters: str) -> bool | None:
+        """Handle one request with arguments by name."""
+        self._check_form(FORM_NAMED)
+        return self.main_logic(command, parameters)
 
     def _check_form(self, form: str) -> None:  # noqa: ARG002 - Server takes one
         """Refuse a request whose parameters are no words.
@@ -269,7 +274,7 @@ class RequestService(WorkerLife):
         transfer.consumed(channel.responses_consumed())
         concurrency = self._concurrency
         if concurrency is not None and send is None:
-            context = RequestContext(self.main_logic)
+            context = RequestContext(self.main_logic, self._named_logic)
             context.channel, context.order = channel, channel.requests_taken - 1
             context.transfer, context.request = transfer.of_request(request), request
             self._responder.begin(channel)
