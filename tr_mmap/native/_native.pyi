@@ -1,6 +1,6 @@
 """What both implementations offer; described in full in ``reference``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,11 +181,13 @@ class ControllerFastPath:
         is_private: tuple[bool, bool],
         deaths: list[Any],
         response_type: type,
+        pack: Callable[[Mapping[Any, Any]], tuple[str, list[Any]]],
         status_mirror: Mirror,
         sending: TurnWords,
         consuming: TurnWords,
         in_flight: dict[int, Any],
         unannounced: dict[str, int],
+        tagged: dict[str, Any],
         left: list[Any],
         aside: dict[int, Any],
         counters: Counters,
