@@ -45,7 +45,6 @@ def test_an_interrupted_send_moves_no_later_request_from_its_place(
 ) -> None:
     """``cancel`` names a request to the worker by its place in the ring."""
     with PythonSession(TOOLS, "places", quiet_mode=True, **options) as session:
-        session.send_tensor(np.zeros(10), "x")  # the next request does not take the fast path
         with monkeypatch.context() as patch:
 
             def interrupt(_: MappedChannel) -> None:
@@ -54,7 +53,7 @@ def test_an_interrupted_send_moves_no_later_request_from_its_place(
 
             patch.setattr(MappedChannel, "ring", interrupt)
             with pytest.raises(Interrupt):
-                session.submit("say lost")
+                session.submit("say lost\x01")  # not by the fast path
         held = session.submit(gate.message)
         gate.wait_for_worker()
         kept = session.submit("say kept")

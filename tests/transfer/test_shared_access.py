@@ -46,7 +46,7 @@ class Sharing:
 
     def content(self, transfer: SegmentControllerTransfer, tag: str) -> Any:
         """A copy of what a tag's segment holds."""
-        (segment,) = [each for name, each in transfer._tags._segments.items() if name == tag]
+        (segment,) = [each for name, each in transfer._tags.by_tag.items() if name == tag]
         return self._reader.receive(segment.name, segment.seq, "numpy").copy()
 
     def check_whole(self) -> None:

@@ -27,7 +27,7 @@ from tr_mmap.tsr.dtypes import by_name
 def tags(sides: Sides) -> Iterator[Tags]:
     made = Tags(str(sides.directory), Segment.release)
     yield made
-    for tag in list(made._segments):
+    for tag in list(made.by_tag):
         made.drop(tag)
 
 
@@ -143,7 +143,7 @@ def test_the_worker_knows_every_tag_whatever_changes_while_it_answers(
     for step, tag in steps:
         if step == "put":
             tags.put(tag, module_sides.pool.publish(np.zeros(1)))
-        elif step == "drop" and tag in tags._segments:
+        elif step == "drop" and tag in tags.by_tag:
             tags.drop(tag)
         elif step == "ask" and pending is None:
             pending = told.ask()
@@ -157,9 +157,9 @@ def test_the_worker_knows_every_tag_whatever_changes_while_it_answers(
     if pending is not None:
         told.answer(pending)
     told.answer(told.ask())
-    assert told.known == {tag: segment.seq for tag, segment in tags._segments.items()}
+    assert told.known == {tag: segment.seq for tag, segment in tags.by_tag.items()}
     assert tags.announcements() == ([], [])
-    for tag in list(tags._segments):
+    for tag in list(tags.by_tag):
         tags.drop(tag)
 
 
