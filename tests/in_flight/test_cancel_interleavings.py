@@ -30,6 +30,13 @@ class LooksThenCancels(Ring):
         return not was_done
 
 
+class Withdraws(Ring):
+    """Takes the request back, so that another worker may have it."""
+
+    def cancel(self, position: int) -> bool:
+        return self.withdraw(position)
+
+
 class SaysItLate(Ring):
     """Looks whether a request is cancelled, and then says that it was taken."""
 
@@ -62,7 +69,7 @@ def serve(ring: Ring, log: list[Any]) -> None:
     position = ring.taken
     if ring.peek() is not None:
         ring.advance(position, True)
-        is_cancelled = ring.is_cancelled(position)
+        is_cancelled = ring.is_withdrawn(position) or ring.is_cancelled(position)
         log.append((position, "cancelled" if is_cancelled else "called"))
 
 
@@ -71,12 +78,18 @@ def serve(ring: Ring, log: list[Any]) -> None:
     ("cancels", "takes", "unfenced"),
     [
         (Ring, Ring, ()),
+        (Withdraws, Ring, ()),
         (Ring, Ring, (0,)),
+        (Withdraws, Ring, (0,)),
         (Ring, Ring, (1,)),
+        (Withdraws, Ring, (1,)),
         (LooksThenCancels, Ring, ()),
         (Ring, SaysItLate, ()),
     ],
-    ids=["right", "no fence in cancel", "no fence in is_cancelled", "cancel looks first", "done is said late"],
+    ids=[
+        *("right", "right withdrawal", "no fence in cancel", "no fence in withdraw", "no fence in is_cancelled"),
+        *("no fence in is_withdrawn", "cancel looks first", "done is said late"),
+    ],
 )
 def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
     monkeypatch: pytest.MonkeyPatch, cancels: Kind, takes: Kind, unfenced: tuple[int, ...], is_left: bool
@@ -97,7 +110,7 @@ def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
         elif ring.peek() is not None:  # the fast path leaves what is cancelled to the slow path
             position = ring.taken
             begin(ring)
-            if not ring.is_cancelled(position):
+            if not ring.is_cancelled(position) and not ring.is_withdrawn(position):
                 ring.advance(position, True)
                 log.append((position, "called"))
         machine.join(0)
@@ -109,8 +122,40 @@ def test_a_request_whose_cancel_succeeds_is_not_handled_and_has_one_answer(
         assert logs[1][0] == (0, "called")
         assert logs[1][1] == (1, "cancelled") or not logs[0][0]
 
-    is_broken = bool(unfenced) or (cancels, takes) != (Ring, Ring)
+    is_broken = bool(unfenced) or cancels is LooksThenCancels or takes is not Ring
     finds(lambda: model.explore([controller, worker], check), is_broken=is_broken)
+
+
+class Cancels(Ring):
+    """Lets a handler learn that its request was to be taken back."""
+
+    def withdraw(self, position: int) -> bool:
+        return self.cancel(position)
+
+
+@pytest.mark.parametrize("kind", [Ring, Cancels], ids=["right", "cancels"])
+def test_a_handler_never_learns_that_its_request_was_to_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    model = Model(monkeypatch)
+
+    def controller(_: Machine, log: list[Any]) -> None:
+        ring = model.ring(kind)
+        store(ring, 1)
+        log.append(ring.withdraw(0))
+
+    def worker(machine: Machine, log: list[Any]) -> None:
+        ring = model.ring(Ring)
+        serve(ring, log)
+        log.append(ring.is_cancelled(0))  # the handler asks
+        machine.join(0)
+        serve(ring, log)
+        log.append(ring.is_cancelled(0))
+
+    def check(logs: list[list[Any]]) -> None:
+        assert True not in logs[1]
+
+    finds(lambda: model.explore([controller, worker], check), is_broken=kind is Cancels)
 
 
 @pytest.mark.parametrize("cancels", [Ring, CancelsAny], ids=["right", "the older replaces the newer"])

@@ -521,3 +521,34 @@ class RingMachine(RuleBasedStateMachine):
 
 
 TestRingMachine = RingMachine.TestCase
+
+
+def test_what_is_cancelled_and_what_is_taken_back_are_told_apart(ends: tuple[memoryview, Any, Any]) -> None:
+    _, out, own = ends
+    for seq in range(1, 4):
+        out.store(seq, b"}")
+    assert (out.cancel(0), out.withdraw(1)) == (True, True)
+    for position in range(3):
+        assert own.peek() is not None
+        own.advance(position, True)
+        told = own.is_cancelled(position), own.is_withdrawn(position)
+        assert told == (position == 0, position == 1)
+    assert [out.withdraw(position) for position in range(3)] == [False] * 3  # all have begun
+    assert (own.is_cancelled(0), own.is_withdrawn(0)) == (True, False)  # what was cancelled stays so
+    assert (own.is_cancelled(2), own.is_withdrawn(2)) == (False, True)
+    assert [out.cancel(position) for position in (1, 2)] == [False, False]
+    assert [(own.is_cancelled(position), own.is_withdrawn(position)) for position in (1, 2)] == [(True, False)] * 2
+
+
+def test_a_later_message_in_the_same_slot_keeps_what_was_said_of_it(ends: tuple[memoryview, Any, Any]) -> None:
+    _, out, own = ends
+    for seq in range(1, RING_SLOTS + 1):
+        out.store(seq, b"}")
+        own.peek()
+        own.advance(seq - 1, True)
+    out.store(RING_SLOTS + 1, b"}")
+    assert out.withdraw(RING_SLOTS)
+    assert not out.cancel(0)
+    assert not out.withdraw(0)
+    assert own.is_withdrawn(RING_SLOTS)
+    assert not own.is_withdrawn(0)

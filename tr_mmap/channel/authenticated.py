@@ -151,8 +151,14 @@ class AuthenticatedChannel(Channel):
     def cancel(self, order: int) -> bool:
         return self._inner.cancel(order)
 
+    def withdraw(self, order: int) -> bool:
+        return self._inner.withdraw(order)
+
     def is_cancelled(self, order: int) -> bool:
         return self._inner.is_cancelled(order)
+
+    def is_withdrawn(self, order: int) -> bool:
+        return self._inner.is_withdrawn(order)
 
     @property
     def requests_sent(self) -> int | None:

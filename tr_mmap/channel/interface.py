@@ -206,6 +206,17 @@ class Channel(ABC):
         """
         return False
 
+    def withdraw(self, order: int) -> bool:  # noqa: ARG002 - the request is with the worker
+        """Take a request back, to send it to another worker; an answer comes all the same, that it is cancelled.
+
+        Args:
+            order: as above.
+
+        Returns:
+            Whether its handler had not been called, and now will not be. If it was called, it does not learn of this.
+        """
+        return False
+
     def hurry(self) -> None:  # noqa: B027 - only a legacy worker gives several answers
         """The time for an answer is over: give one that the peer could still follow up with a better one."""
 
@@ -217,6 +228,10 @@ class Channel(ABC):
         Args:
             order: how many requests it had sent before.
         """
+        return False
+
+    def is_withdrawn(self, order: int) -> bool:  # noqa: ARG002 - as above
+        """Whether it has taken that request back. Asked before the handler is called."""
         return False
 
     @property

@@ -133,8 +133,14 @@ class MappedChannel(Channel):
     def cancel(self, order: int) -> bool:
         return self._out.cancel(order)
 
+    def withdraw(self, order: int) -> bool:
+        return self._out.withdraw(order)
+
     def is_cancelled(self, order: int) -> bool:
         return self._in.is_cancelled(order)
+
+    def is_withdrawn(self, order: int) -> bool:
+        return self._in.is_withdrawn(order)
 
     def fast_path_parts(self) -> ChannelParts | None:
         if not IS_COMPILED:

@@ -155,6 +155,13 @@ class Futures:
         worker.channel.ring()  # the worker cancels a coroutine when it looks
         return False
 
+    def withdraw(self, awaited: Awaited) -> bool:
+        """Take a request back, to send it to another worker. Returns as :meth:`cancel` does."""
+        pending, worker = awaited.pending, self._resources.worker
+        if pending.outcome is not None or worker is None or self._resources.is_foreign:
+            return False
+        return worker.channel.withdraw(pending.order - worker.sent_before) and pending.outcome is None
+
     def is_running(self, awaited: Awaited) -> bool:
         """Whether the worker has given a request to its handler, and has not answered it."""
         pending, worker = awaited.pending, self._resources.worker

@@ -118,11 +118,12 @@ int ring_arm(Ring *self) {
     return ring_is_next_there(self);
 }
 
-int ring_cancel(Ring *self, uint64_t position) {
-    uint64_t *word = cancel_word(self, position);
+int ring_cancel(Ring *self, uint64_t position, int is_withdrawal) {
+    uint64_t *word = cancel_word(self, position), said = load_acquire(word);
     /* A later message may have come round to the slot of one that the peer is not done with, and may be cancelled. */
-    if (self->generation != fork_generation || load_acquire(word) > position + 1) return 0;
-    __atomic_store_n(word, position + 1, __ATOMIC_SEQ_CST);
+    if (self->generation != fork_generation || (said & ~WIRE_RING_WITHDRAWN) > position + 1) return 0;
+    if (!is_withdrawal || said != position + 1)
+        __atomic_store_n(word, position + 1 + (is_withdrawal ? WIRE_RING_WITHDRAWN : 0), __ATOMIC_SEQ_CST);
     fence_before_look();
     return load_acquire(done_word(self)) <= position;
 }
@@ -133,11 +134,17 @@ int ring_is_cancelled(PyObject *ring, uint64_t position) {
     return load_acquire(cancel_word(self, position)) == position + 1;
 }
 
+int ring_is_withdrawn(PyObject *ring, uint64_t position) {
+    const Ring *self = (const Ring *)ring;
+    fence_before_look();
+    return load_acquire(cancel_word(self, position)) == position + 1 + WIRE_RING_WITHDRAWN;
+}
+
 int ring_is_next(PyObject *ring, const RingLine *next) { return ((const Ring *)ring)->taken == next->position; }
 
 int ring_begin(PyObject *ring, const RingLine *next) {
     store_release(done_word((Ring *)ring), next->position + 1);
-    return !ring_is_cancelled(ring, next->position);
+    return !ring_is_cancelled(ring, next->position) && !ring_is_withdrawn(ring, next->position);
 }
 
 uint64_t ring_stored(PyObject *ring) { return ((Ring *)ring)->stored; }

@@ -31,7 +31,7 @@ int ring_next(PyObject *ring, RingLine *next);
 /* Whether it was not taken meanwhile. */
 int ring_is_next(PyObject *ring, const RingLine *next);
 
-/* Tell the peer that a handler is to have it, which is not taken yet; 0 if the peer has cancelled it before. */
+/* Tell the peer that a handler is to have it, which is not taken yet; 0 if the peer has cancelled it, or taken it back. */
 int ring_begin(PyObject *ring, const RingLine *next);
 
 /* Take it, unless it was taken meanwhile, and tell the peer that this side is done with it. */
@@ -42,6 +42,9 @@ void ring_bell(PyObject *ring);
 
 /* Whether the peer has cancelled the message of a position, with which this side has begun. */
 int ring_is_cancelled(PyObject *ring, uint64_t position);
+
+/* Whether the peer has taken that message back. It counts only before a handler has the message. */
+int ring_is_withdrawn(PyObject *ring, uint64_t position);
 
 /* How many messages this side has stored, and how many of them the peer is done with. */
 uint64_t ring_stored(PyObject *ring);

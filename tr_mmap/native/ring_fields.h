@@ -69,8 +69,8 @@ int ring_take(Ring *self, uint64_t position, uint64_t number);
 /* Let the peer ring the bell after its next message. Whether a message is there already, for which it may not ring. */
 int ring_arm(Ring *self);
 
-/* Say that nobody wants the answer to the message of a position. Whether the peer had not begun with it. */
-int ring_cancel(Ring *self, uint64_t position);
+/* Say that nobody wants the answer to the message of a position, or take it back. Whether the peer had not begun with it. */
+int ring_cancel(Ring *self, uint64_t position, int is_withdrawal);
 
 /* The number of a message as its slot has it. */
 uint64_t ring_number_word(long seq);

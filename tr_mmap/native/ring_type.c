@@ -128,7 +128,19 @@ static PyObject *py_cancel(Ring *self, PyObject *argument) {
     if (!is_initialised(self)) return NULL;
     uint64_t position = PyLong_AsUnsignedLongLong(argument);
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
-    return PyBool_FromLong(ring_cancel(self, position));
+    return PyBool_FromLong(ring_cancel(self, position, 0));
+}
+
+PyDoc_STRVAR(withdraw_doc,
+             "withdraw(position)\n--\n\nTake the message of a position back, unless it was cancelled. The peer's handler never\n"
+             "learns of it.\n\n"
+             "Returns:\n    Whether the peer had not begun with it, and now will not.");
+
+static PyObject *py_withdraw(Ring *self, PyObject *argument) {
+    if (!is_initialised(self)) return NULL;
+    uint64_t position = PyLong_AsUnsignedLongLong(argument);
+    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(ring_cancel(self, position, 1));
 }
 
 PyDoc_STRVAR(is_cancelled_doc,
@@ -139,6 +151,16 @@ static PyObject *py_is_cancelled(Ring *self, PyObject *argument) {
     uint64_t position = PyLong_AsUnsignedLongLong(argument);
     if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
     return PyBool_FromLong(ring_is_cancelled((PyObject *)self, position));
+}
+
+PyDoc_STRVAR(is_withdrawn_doc,
+             "is_withdrawn(position)\n--\n\nWhether the peer has taken the message of a position back, which was taken.");
+
+static PyObject *py_is_withdrawn(Ring *self, PyObject *argument) {
+    if (!is_initialised(self)) return NULL;
+    uint64_t position = PyLong_AsUnsignedLongLong(argument);
+    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    return PyBool_FromLong(ring_is_withdrawn((PyObject *)self, position));
 }
 
 PyDoc_STRVAR(peek_doc,
@@ -333,6 +355,8 @@ static PyMethodDef ring_methods[] = {
     {"ring_bell", (PyCFunction)py_ring_bell, METH_NOARGS, ring_bell_doc},
     {"arm", (PyCFunction)py_arm, METH_NOARGS, arm_doc},
     {"cancel", (PyCFunction)py_cancel, METH_O, cancel_doc},
+    {"withdraw", (PyCFunction)py_withdraw, METH_O, withdraw_doc},
+    {"is_withdrawn", (PyCFunction)py_is_withdrawn, METH_O, is_withdrawn_doc},
     {"is_cancelled", (PyCFunction)py_is_cancelled, METH_O, is_cancelled_doc},
     {"has_stored", (PyCFunction)py_has_stored, METH_O, has_stored_doc},
     {"sleep", (PyCFunction)(void (*)(void))py_sleep, METH_FASTCALL, sleep_doc},

@@ -7,7 +7,7 @@ sleeps on the bells of all sessions at once. What takes long, to start and to en
 
 Two requests are in each worker's ring, so that a worker never waits for the dispatcher; more if they take less than
 that is worth. A request that waits in the ring of a worker that dies was not begun: another worker gets it, and this
-does not count as an attempt.
+does not count as an attempt. One that waits there behind a long request is taken back for a worker that has none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..base.background import Background
 from ..controller.results import Result
 from ..errors import SessionNotStarted
 from ..wire.words import OF_PARENT
-from .sending import Sending
+from .sending import PATIENCE_S, Sending
 from .staff import Staff
 from .stats import SessionPoolStats
 from .tasks import Attempt, Task
@@ -199,6 +199,8 @@ class Dispatcher(Sending):
         if self.staff.error is not None:
             self._give_up_waiting(self.staff.error)
         self._stuck = 0
+        if not self.queue:
+            self._take_back(time.monotonic())
         if self.queue:
             self._dispatch()
         if self.is_shut and self._end_if_done():
@@ -227,12 +229,15 @@ class Dispatcher(Sending):
 
     def _when_to_look(self) -> float:
         now_s, look_s = time.monotonic(), math.inf
+        has_idle = self._count_idle() > 0
         for worker in self.staff.workers:
+            if has_idle and self._waiting_in(worker):
+                look_s = min(look_s, max(worker.mark_s + PATIENCE_S, now_s + _FEW_S))
             if worker.in_flight or (
                 worker.fd is None and worker.is_started
             ):  # without a bell, nothing tells of its end
                 look_s = min(look_s, now_s + _LOOK_S)
-                for attempt in worker.in_flight:
+                for attempt in worker.attempts():
                     limit_s = attempt.task.limit_s
                     if limit_s < math.inf:
                         at_s = attempt.began_s + limit_s if attempt.began_s else now_s + min(limit_s / 8, _LOOK_S)
@@ -244,7 +249,7 @@ class Dispatcher(Sending):
         for worker in list(self.staff.workers):
             if not self._process(worker):
                 continue
-            for attempt in list(worker.in_flight):
+            for attempt in worker.attempts():
                 limit_s = attempt.task.limit_s
                 if limit_s == math.inf:
                     continue
@@ -273,7 +278,7 @@ class Dispatcher(Sending):
     def _fail_all(self, error: BaseException) -> None:
         self.is_shut = self._is_closed = True
         for worker in self.staff.workers:
-            for attempt in list(worker.in_flight):
+            for attempt in worker.attempts():
                 self._fail(attempt.task, error)
         while self.queue:
             self._fail(self.queue.popleft(), error)
@@ -304,7 +309,7 @@ class Dispatcher(Sending):
         while self.queue:
             self.queue.popleft().cancel()
         for worker in self.staff.workers:
-            for attempt in list(worker.in_flight):
+            for attempt in worker.attempts():
                 if attempt.cancel():
                     attempt.task.cancel()
 

@@ -1,8 +1,8 @@
 """What the outcome of each attempt means: a result, an error, or another attempt. Sends nothing.
 
 A worker that dies takes with it what its handlers had begun: that counts as an attempt. What only waited in its ring
-was not begun, goes to another worker, and does not count. A batch that was begun does not count either: it is split, so
-that the item that is to blame is judged alone.
+was not begun, goes to another worker, and does not count. So does what was taken back from a worker (``sending.py``). A
+batch that was begun does not count either: it is split, so that the item that is to blame is judged alone.
 """
 
 from __future__ import annotations
@@ -65,10 +65,12 @@ class Outcomes:
             attempt, outcome = self.outcomes.popleft()
             worker = attempt.worker
             worker.in_flight.pop(attempt, None)
-            attempt.task.attempt = None  # no cycle keeps the result alive
             self._is_short_of_room = worker.is_short = False
             if not worker.in_flight and (worker.state is State.RETIRING or worker.left <= 0):
                 self.staff.is_changed = True
+            if attempt.is_withdrawn:
+                continue
+            attempt.task.attempt = None  # no cycle keeps the result alive
             counts[worker] = counts.get(worker, 0) + 1
             if isinstance(outcome, Exception):
                 self._take_error(attempt, outcome)
@@ -103,6 +105,11 @@ class Outcomes:
         worker, task = attempt.worker, attempt.task
         if isinstance(error, WorkerDied | SessionNotStarted):
             self._take_death(attempt, error)
+            return
+        if isinstance(error, RequestCancelled) and attempt.may_be_withdrawn and not attempt.is_unwanted:
+            worker.left += task.count
+            task.wait_again()
+            self._returned.append(task)
             return
         self._count(worker, task)
         if isinstance(error, RequestCancelled) and attempt.is_unwanted:  # else its handler has raised that by itself

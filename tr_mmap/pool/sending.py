@@ -17,8 +17,9 @@ from .staff import Staff
 from .tasks import Attempt, Hub, Task
 from .worker import State, Worker
 
-__all__ = ["Sending"]
+__all__ = ["PATIENCE_S", "Sending"]
 
+PATIENCE_S: Final = 0.02  # how long a request may run before those behind it go to workers that have none
 _MOST_PASSED: Final = 64  # requests without room that others may pass: each one costs a look
 
 
@@ -101,6 +102,31 @@ class Sending(Outcomes):
         self._stuck = passed if passed < _MOST_PASSED else len(queue)
         for worker in rung:
             worker.futures.ring()
+
+    def _take_back(self, now_s: float) -> None:
+        """Give requests that wait behind a long one to workers that have none."""
+        idle = self._count_idle()
+        for worker in self.staff.workers:
+            if idle <= 0 or now_s - worker.mark_s < PATIENCE_S:
+                continue
+            for attempt in self._waiting_in(worker):
+                if idle > 0 and attempt.task.take_back(attempt):
+                    idle -= 1
+                    worker.left += attempt.task.count
+                    self.queue.appendleft(attempt.task)
+
+    def _count_idle(self) -> int:
+        """How many workers could begin a request at once."""
+        return sum(
+            each.state is State.READY and not each.in_flight and each.left > 0 and not each.is_short
+            for each in self.staff.workers
+        )
+
+    def _waiting_in(self, worker: Worker) -> list[Attempt]:
+        """What waits in a worker's ring behind another request."""
+        if len(worker.in_flight) < 2 or worker.state not in (State.READY, State.RETIRING):
+            return []
+        return [each for each in list(worker.in_flight)[1:] if not (each.may_be_withdrawn or each.is_running())]
 
     def _take_out(self, place: int, task: Task) -> bool:
         """Take a request out of the queue. Returns False if it is not there: its submit came too late."""

@@ -50,7 +50,9 @@ class Attempt:
         pending: the request.
         began_s: when its handler was seen to run, by the monotonic clock; 0 if that was not seen.
         was_begun: whether its handler may have been called; known once the attempt has failed.
-        is_unwanted: it was to be withdrawn.
+        is_unwanted: it was to be cancelled.
+        may_be_withdrawn: its worker may answer that it has not begun it, because it was to be taken back.
+        is_withdrawn: another worker gets the request, and what is answered to this attempt counts for nothing.
     """
 
     __slots__ = (
@@ -59,6 +61,8 @@ class Attempt:
         "began_s",
         "deadline_s",
         "is_unwanted",
+        "is_withdrawn",
+        "may_be_withdrawn",
         "pending",
         "task",
         "timeout_s",
@@ -76,7 +80,7 @@ class Attempt:
         self.timeout_s = deadline_s
         self.began_s = 0.0
         self.was_begun = True
-        self.is_unwanted = False
+        self.is_unwanted = self.is_withdrawn = self.may_be_withdrawn = False
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error; what is said later than the first counts for nothing."""
@@ -97,6 +101,14 @@ class Attempt:
         """Withdraw it. Returns whether its handler was not called, and will not be."""
         self.is_unwanted = True  # first: the answer to it may come at once
         return not self._is_settled and self.worker.cancel(self)
+
+    def withdraw(self) -> bool:
+        """Take it back for another worker. Returns whether its handler was not called, and will not be."""
+        if self.may_be_withdrawn or self.is_unwanted or self._is_settled or self.is_running():
+            return False
+        self.may_be_withdrawn = True
+        self.is_withdrawn = self.worker.withdraw(self)
+        return self.is_withdrawn
 
 
 class Task:
@@ -158,6 +170,13 @@ class Task:
         """It waits for another worker."""
         self.attempt = None
 
+    def take_back(self, attempt: Attempt) -> bool:
+        """Let it wait for another worker than that of its present attempt, if that has not begun it."""
+        if not attempt.withdraw():
+            return False
+        self.wait_again()
+        return True
+
     def finish(self, result: Result) -> None:
         """There is a result."""
         raise NotImplementedError
@@ -209,6 +228,13 @@ class FutureTask(Task):
     def wait_again(self) -> None:
         super().wait_again()
         self.is_waiting = True
+
+    def take_back(self, attempt: Attempt) -> bool:
+        future = self.future
+        if future is None:
+            return False
+        with future._condition:  # what is cancelled meanwhile is not taken back, and what is taken back waits
+            return super().take_back(attempt)
 
     def finish(self, result: Result) -> None:
         future = self.future
@@ -277,17 +303,15 @@ class PoolFuture(Future[Any]):
             return True
         if self.done():
             return False
-        attempt = self._task.attempt
-        if attempt is None:
-            with self._condition:
-                is_cancelled = self._task.is_waiting and self._state == _RUNNING
-                if is_cancelled:
-                    self._store_cancelled()
+        with self._condition:  # so that the dispatcher takes no attempt back meanwhile
+            attempt = self._task.attempt
+            is_not_begun = self._task.is_waiting if attempt is None else attempt.cancel()
+            is_cancelled = is_not_begun and self._state == _RUNNING
             if is_cancelled:
-                self._invoke_callbacks()
-                return True
-        elif attempt.cancel():
-            return self.note_cancelled()
+                self._store_cancelled()
+        if is_cancelled:
+            self._invoke_callbacks()
+            return True
         if kill_running and not self.done():
             if not self.note_cancelled():
                 return self.cancelled()

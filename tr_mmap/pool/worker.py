@@ -64,7 +64,7 @@ class Worker:
     Attributes:
         state: see the module's docstring. Only :meth:`advance` changes it.
         fd: can be read when answers may have come; None before it was started, or if there is no such descriptor.
-        in_flight: its requests, in the order of sending.
+        in_flight: its requests, in the order of sending; also those that were taken back, until it has said so.
         left: how many requests it may still get.
         done: how many it has answered.
         tags: the version of each tag that was broadcast to it.
@@ -122,6 +122,10 @@ class Worker:
         """The requests of its session."""
         assert self._futures is not None  # note_started() comes first
         return self._futures
+
+    def attempts(self) -> list[Attempt]:
+        """What is in flight and was not taken back."""
+        return [each for each in self.in_flight if not each.is_withdrawn]
 
     def place_of_loans(self) -> str:
         """The directory of its loans' memory, if all workers of this process read that; else "". Any thread.
@@ -185,6 +189,10 @@ class Worker:
     def cancel(self, attempt: Attempt) -> bool:
         """Withdraw a request. Returns whether its handler was not called, and will not be."""
         return self.futures.cancel(attempt)
+
+    def withdraw(self, attempt: Attempt) -> bool:
+        """Take a request back. Returns as :meth:`cancel` does; a handler that was called does not learn of it."""
+        return self.futures.withdraw(attempt)
 
     def stats(self) -> PoolWorkerStats:
         """What it does."""

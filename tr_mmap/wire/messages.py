@@ -41,8 +41,10 @@ RING_DONE_OFFSET: Final = 128
 # response stores 0, and then writes a byte into the bell.
 RING_BELL_OFFSET: Final = 192
 # Words of the requests, one for each slot: the position + 1 of a request that the controller has cancelled. It stores
-# that, and then looks how many were given to handlers; the worker counts a request first, and then looks here.
+# that, and then looks how many were given to handlers; the worker counts a request first, and then looks here. With the
+# bit, the controller has taken the request back: that counts only if the handler was not called.
 RING_CANCEL_OFFSET: Final = 512
+RING_WITHDRAWN: Final = 1 << 62
 MESSAGE_NUMBER_OFFSET: Final = 8
 MESSAGE_REST_OFFSET: Final = 16  # where the members after the number begin
 NUMBER_DIGITS: Final = 8

@@ -63,6 +63,16 @@ class RequestContext:
         self._is_cancelled = False
         self._due_s = 0.0
 
+    def is_unwanted(self) -> bool:
+        """Whether the handler is not to be called: nobody waits for its answer, or another worker has the request."""
+        channel = self.channel
+        if channel is not None and (order := self._place(channel)) >= 0 and channel.is_withdrawn(order):
+            return True
+        return self.is_cancelled()
+
+    def _place(self, channel: Channel) -> int:
+        return channel.requests_taken - 1 if self.order is None else self.order
+
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more. Once so, it stays so."""
         channel = self.channel
@@ -70,7 +80,7 @@ class RequestContext:
             return True
         if channel is None:
             return False
-        order = channel.requests_taken - 1 if self.order is None else self.order
+        order = self._place(channel)
         is_cancelled = order >= 0 and channel.is_cancelled(order)
         if self.order is not None:  # else this context has another request soon
             self._is_cancelled = is_cancelled

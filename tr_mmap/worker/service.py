@@ -297,7 +297,7 @@ class RequestService(WorkerLife):
         raised: BaseException | None = None
         reply = context.reply = Reply()
         try:
-            if context.is_cancelled():
+            if context.is_unwanted():
                 raise RequestCancelled(_NOT_BEGUN)
             if request.form:
                 self._check_form(request.form)
@@ -320,7 +320,7 @@ class RequestService(WorkerLife):
         raised: BaseException | None = None
         reply = context.reply = Reply()
         try:
-            if context.is_cancelled():
+            if context.is_unwanted():
                 raise RequestCancelled(_NOT_BEGUN)
             if request.form:
                 self._check_form(request.form)

@@ -27,6 +27,7 @@ from ...wire.messages import (
     RING_NBYTES,
     RING_SLOT_NBYTES,
     RING_SLOTS,
+    RING_WITHDRAWN,
     RING_WORDS_NBYTES,
 )
 from ...wire.waits import MAX_SPIN_US
@@ -276,11 +277,24 @@ class Ring:
         Returns:
             Whether the peer had not begun with it, and now will not.
         """
+        return self._cancel(position, 0)
+
+    def withdraw(self, position: int) -> bool:
+        """Take the message of a position back, unless it was cancelled. The peer's handler never learns of it.
+
+        Returns:
+            Whether the peer had not begun with it, and now will not.
+        """
+        return self._cancel(position, RING_WITHDRAWN)
+
+    def _cancel(self, position: int, withdrawn: int) -> bool:
         word = _CANCEL_WORDS + position % RING_SLOTS
+        said = self._words[word]
         # A later message may have come round to the slot of one that the peer is not done with, and may be cancelled.
-        if not self._process or self._words[word] > position + 1:
+        if not self._process or said & ~RING_WITHDRAWN > position + 1:
             return False
-        self._words[word] = position + 1
+        if not withdrawn or said != position + 1:
+            self._words[word] = position + 1 + withdrawn
         _fence()
         return self.done_by_peer <= position
 
@@ -288,6 +302,11 @@ class Ring:
         """Whether the peer has cancelled the message of a position, which was taken."""
         _fence()
         return self._words[_CANCEL_WORDS + position % RING_SLOTS] == position + 1
+
+    def is_withdrawn(self, position: int) -> bool:
+        """Whether the peer has taken the message of a position back, which was taken."""
+        _fence()
+        return self._words[_CANCEL_WORDS + position % RING_SLOTS] == position + 1 + RING_WITHDRAWN
 
     def next_seq(self) -> int:
         """The number of the next message; 0 if there is none, or if it is no number."""

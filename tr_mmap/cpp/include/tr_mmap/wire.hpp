@@ -106,6 +106,7 @@ inline constexpr std::size_t ring_nbytes = 266240;
 inline constexpr std::size_t ring_done_offset = 128;
 inline constexpr std::size_t ring_bell_offset = 192;
 inline constexpr std::size_t ring_cancel_offset = 512;
+inline constexpr std::uint64_t ring_withdrawn = 4611686018427387904;
 inline constexpr std::size_t message_number_offset = 8;
 inline constexpr std::size_t message_rest_offset = 16;
 inline constexpr int number_digits = 8;
