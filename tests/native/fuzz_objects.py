@@ -74,7 +74,8 @@ class World(Values):
         native_objects.semaphore = lambda: self.random.choice(bells)  # type: ignore[assignment]
         common = [0.001, pool, mapped, held, (False, True)]
         asked = traffic()
-        asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, shown, *asked]
+        pack = self.random.choice([native_objects.pack, native_objects.pack, Callback(self)])
+        asking = [*ends[0], *bells, *common, self.deaths, lambda *fields: fields, pack, shown, *asked]
         self.paths = [n.ControllerFastPath(*asking)]
         server = [status, shown, by_hand, tags, self.deaths, Request, Ref, Reply, n.SentResults()]
         self.paths.append(n.WorkerFastPath(*ends[1], *bells, *common, *server))
@@ -84,9 +85,11 @@ class World(Values):
         segment.is_header_current, segment.free_list = True, pool.free.setdefault(4096, [])
         segment.restore(0, segment.free_list)
         self.lists += [held, by_hand, tags, mapped, self.deaths, pool.free, pool.to_retire, pool.viewed]
-        self.lists += [segment.free_list, *asked[2:6]]
+        self.lists += [segment.free_list, *asked[2:7]]
         self.status, self.rings = status, [(sending, ends[1][1]), (receiving, ends[0][1])]  # each with its reader
         tags["a"] = Ref("a", "s", 5)
+        asked[3].update(a=5, gone=0)
+        asked[4]["a"] = segment
         for seq in range(1, 5):
             pending = asked[2][seq] = n.Pending("run", "numpy")
             pending.on_done = Callback(self)

@@ -66,6 +66,10 @@ LINES = (
     b'{"seq":%d,"command":"run","parameters":"$0","timestamp":5,"tensors":[["$0","%s",%d]]}\n',
     b'{"seq":%d,"command":"run","result":"ok","timestamp":5,"tensors":[["$0","%s",%d]]}\n',
     b'{"seq":%d,"command":"\xff","message":"%s","timestamp":%d}\n',
+    rb'{"seq":%d,"command":"run","parameters":"{\"x\":1}","timestamp":5,"tensors":[["$0","%s",%d]],"form":"named"}'
+    + b"\n",
+    rb'{"seq":%d,"command":"run","result":"\\\"","timestamp":5,"tensors":[["\"","%s",%d]],"form":"named"}' + b"\n",
+    rb'{"seq":%d,"command":"\n","timestamp":5,"tensors":[["$0","%s",%d]],"drops":["$0","\\"]}' + b"\n",
     b'{"seq":%d,"spill":"%s","nbytes":%d}\n',
 )
 STATUSES = (b"ready\n  ", b"busy\n   ", b"ok\n     ", b"error\n  ", b"exit\n   ", b"\xff" * 8, bytes(8))

@@ -18,6 +18,9 @@ MESSAGES = (
     b'{"seq":1,"command":"run","parameters":"a $0","timestamp":5,"tensors":[["a","s",5],["$0","s",5]]}',
     b'{"seq":2,"command":"run","result":"done","message":"m","timestamp":5,"tensors":[["","s",5]]}',
     b'{"seq":3,"command":"\xff","timestamp":5}',
+    rb'{"seq":5,"command":"run","parameters":"{\"x\":{\"tensor\":0}}","timestamp":5,"tensors":[["$0","s",5]],"form":"named"}',
+    rb'{"seq":6,"command":"r\n\t\\n","timestamp":5,"drops":["a","\"","$0"]}',
+    rb'{"seq":7,"command":"run","result":"{\"x\":1}","timestamp":5,"form":"named"}',
     b'{"seq":4}',
 )
 NUMBERS = (
@@ -31,6 +34,9 @@ FITTING = {
     "add": "seq list",
     "release": "seq",
     "has_stored": "seq",
+    "cancel": "seq",
+    "withdraw": "seq",
+    "is_withdrawn": "seq",
     "serve": "server",
     "quick_fetch": "text framework",
     "quick_send": "tensors",
@@ -185,7 +191,9 @@ class Values:
             "text": lambda: self.random.choice(["run", "run a", "$0", "a", "a $0", "float32"]),
             "bytes": lambda: self.random.choice(MESSAGES),
             "time": lambda: self.random.choice([0, 0.0, 0.001]),
-            "tensors": lambda: tuple(self.tensor() for _ in range(self.random.randrange(3))),
+            "tensors": lambda: self.random.choice(
+                [tuple(self.tensor() for _ in range(self.random.randrange(3))), ({"x": self.tensor(), "y": 'q"'},)]
+            ),
             "tensor": lambda: self.random.choice([self.tensor(), *(o for o in self.objects if type(o) is np.ndarray)]),
             "list": lambda: self.random.choice([[], *(each for each in self.lists if isinstance(each, list))]),
             "layout": lambda: self.random.choice([FLOATS, ("float32", (2, 2), 4096), ("float32", (), 8192)]),

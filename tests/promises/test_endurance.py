@@ -361,7 +361,7 @@ def test_bad_rings_lose_nothing_that_takes_the_fast_path(
     problems: list[object] = []
     counters = native.Counters()
     counters.limit = 1
-    traffic = Traffic(Turn(), Turn(), {}, asking.unannounced, asking.left, {}, counters)
+    traffic = Traffic(Turn(), Turn(), {}, asking.unannounced, asking.tagged, asking.left, {}, counters)
     controller_path = controller_fast_path(controller, asking, problems, traffic)
     worker_path = worker_fast_path(worker, answering, problems)
     assert controller_path is not None

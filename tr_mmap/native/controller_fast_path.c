@@ -282,7 +282,8 @@ static int send_arrays(ControllerFastPath *self, Pending *pending, PyObject *nam
 /* The text for arguments by name, and a tuple of the tensors among them; -1 with an exception. */
 static int pack(const ControllerFastPath *self, PyObject *values, PyObject **text, PyObject **tensors) {
     PyObject *packed = PyObject_CallOneArg(self->pack, values), *list;
-    int is_packed = packed != NULL && PyArg_ParseTuple(packed, "UO!", text, &PyList_Type, &list) &&
+    if (packed != NULL && !PyTuple_Check(packed)) PyErr_SetString(PyExc_TypeError, "pack returns a text and a list");
+    int is_packed = packed != NULL && PyTuple_Check(packed) && PyArg_ParseTuple(packed, "UO!", text, &PyList_Type, &list) &&
                     (*tensors = PyList_AsTuple(list)) != NULL;
     *text = is_packed ? Py_NewRef(*text) : NULL;
     Py_XDECREF(packed);
