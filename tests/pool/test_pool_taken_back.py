@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pool_ways import Way
-from support import FOREVER_MS, Gate, script
+from support import FOREVER_MS, Gate, script, wait_until
 
-from tr_mmap import WorkerDied
+from tr_mmap import RequestCancelled, WorkerDied
+from tr_mmap.pool.worker import Worker
 
 WORKER = """
 import os, time
@@ -38,6 +39,13 @@ def dream(seconds: float, name: str):
     os.write(server_log, f"{name}\\n".encode())
     time.sleep(seconds)
     return name
+
+
+@server.command("give_up")
+def give_up(path: str):
+    os.write(server_log, b"give_up\\n")
+    gate(path)
+    raise RequestCancelled("by itself")
 
 
 @server.command("nap_with")
@@ -161,3 +169,60 @@ def test_a_shutdown_that_cancels_leaves_alone_what_another_worker_has_begun(
     assert [pool.outcome(each) for each in tokens] == ["first", "second"]
     gate.let_go("through")
     assert pool.result(held) == "through"
+
+
+def test_what_was_cancelled_there_is_not_looked_for_again_and_again(
+    open_blocking: Callable[..., Any], tmp_path: Path, gate: Gate, log: Path
+) -> None:
+    way = open_blocking(2, script=script(tmp_path, WORKER))
+    way.call("wait_until_ready", FOREVER_MS)
+    dispatcher = way.pool._dispatcher
+    held = way.submit(gate.message)
+    gate.wait_for_worker()
+    other = Gate(tmp_path)
+    busy, behind = way.submit(other.message), way.submit("dream", 0, "behind")
+    other.wait_for_worker()
+    wait_until(lambda: len(dispatcher._could_be_taken_back()) == 0)  # no worker is idle
+    assert behind.cancel()
+    other.let_go("done")
+    assert way.result(busy) == "done"
+    wait_until(lambda: way.pool.stats().workers[1].in_flight == 0)
+    assert dispatcher._could_be_taken_back() == []
+    gate.let_go("through")
+    assert way.result(held) == "through"
+
+
+def test_a_signal_handler_in_a_cancel_may_wait_for_another_result(
+    open_blocking: Callable[..., Way], tmp_path: Path, gate: Gate, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the dispatcher has something to say to the future that is being cancelled."""
+    pool = open_blocking(2, script=script(tmp_path, WORKER))
+    pool.call("wait_until_ready", FOREVER_MS)
+    cancel, inside = Worker.cancel, []
+    held = pool.submit(gate.message)
+    gate.wait_for_worker()
+
+    def interrupted(worker: Worker, attempt: Any) -> bool:
+        monkeypatch.undo()
+        gate.let_go("done")  # the dispatcher takes this answer, for the future that is being cancelled
+        inside.append(pool.result(pool.submit("dream", 0, "inside")))
+        return cancel(worker, attempt)
+
+    monkeypatch.setattr(Worker, "cancel", interrupted)
+    assert not held.cancel()
+    assert (inside, pool.result(held)) == (["inside"], "done")
+
+
+def test_a_handler_that_gives_up_by_itself_is_not_called_again_after_a_late_withdrawal(
+    open_blocking: Callable[..., Way], tmp_path: Path, gate: Gate, log: Path
+) -> None:
+    pool = open_blocking(1, script=script(tmp_path, WORKER))
+    pool.call("wait_until_ready", FOREVER_MS)
+    future = pool.submit("give_up", str(gate.path))
+    gate.wait_for_worker()
+    attempt = future._task.attempt
+    assert not attempt.can_be_withdrawn()
+    assert not attempt.withdraw()  # as if the handler had begun just before this
+    gate.let_go("now")
+    assert isinstance(pool.outcome(future), RequestCancelled)
+    assert log.read_text() == "give_up\n"

@@ -298,7 +298,7 @@ static int send_request(ControllerFastPath *self, Pending *pending, PyObject *te
     Span command, words;
     if (PyTuple_GET_SIZE(tensors) == 1 && PyDict_CheckExact(PyTuple_GET_ITEM(tensors, 0))) {
         /* words beside values by name are an error, which the slow path raises */
-        if (!split(pending->message, &command, &words) || words.nbytes != 0) return 0;
+        if (!may_send(self) || !split(pending->message, &command, &words) || words.nbytes != 0) return 0;
         if (pack(self, PyTuple_GET_ITEM(tensors, 0), &named, &tensors) < 0) return -1;
     } else Py_INCREF(tensors);
     PyObject *arrays = arrays_to_publish(self->base.pool, tensors); /* first: other threads may send meanwhile */

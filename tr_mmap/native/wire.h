@@ -141,6 +141,7 @@
 #define WIRE_FAILURE_BAD_INPUT "bad_input"
 #define WIRE_FAILURE_HANDLER "handler"
 #define WIRE_FAILURE_CANCELLED "cancelled"
+#define WIRE_WITHDRAWN_TYPE "RequestWithdrawn"
 
 /* names.py */
 #define WIRE_NAME_PUNCTUATION "_.-"

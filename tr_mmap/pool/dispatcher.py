@@ -199,8 +199,7 @@ class Dispatcher(Sending):
         if self.staff.error is not None:
             self._give_up_waiting(self.staff.error)
         self._stuck = 0
-        if not self.queue:
-            self._take_back(time.monotonic())
+        self._take_back(time.monotonic())
         if self.queue:
             self._dispatch()
         if self.is_shut and self._end_if_done():
@@ -229,10 +228,9 @@ class Dispatcher(Sending):
 
     def _when_to_look(self) -> float:
         now_s, look_s = time.monotonic(), math.inf
-        has_idle = self._count_idle() > 0
+        for attempt in self._could_be_taken_back():
+            look_s = min(look_s, max(attempt.worker.mark_s + PATIENCE_S, now_s + _FEW_S))
         for worker in self.staff.workers:
-            if has_idle and self._waiting_in(worker):
-                look_s = min(look_s, max(worker.mark_s + PATIENCE_S, now_s + _FEW_S))
             if worker.in_flight or (
                 worker.fd is None and worker.is_started
             ):  # without a bell, nothing tells of its end

@@ -13,6 +13,7 @@ from typing import Final
 
 from ..controller.results import Result
 from ..errors import OutOfSpace, RequestCancelled, SessionNotStarted, WorkerDied
+from ..wire.messages import WITHDRAWN_TYPE
 from .places import Places
 from .staff import Staff
 from .staging import Staging
@@ -70,16 +71,16 @@ class Outcomes:
                 self.staff.is_changed = True
             if attempt.is_withdrawn:
                 continue
-            attempt.task.attempt = None  # no cycle keeps the result alive
             counts[worker] = counts.get(worker, 0) + 1
+            task = attempt.task
             if isinstance(outcome, Exception):
                 self._take_error(attempt, outcome)
-                continue
-            task = attempt.task
-            self._count(worker, task)
-            if outcome[1]:
-                self.places.note(outcome[1], worker)
-            task.finish(outcome)
+            else:
+                self._count(worker, task)
+                if outcome[1]:
+                    self.places.note(outcome[1], worker)
+                task.finish(outcome)
+            task.attempt = None  # no cycle keeps the result alive
         if self._returned:
             self.queue.extendleft(reversed(self._returned))  # in the order in which they were sent
             self._returned.clear()
@@ -106,7 +107,7 @@ class Outcomes:
         if isinstance(error, WorkerDied | SessionNotStarted):
             self._take_death(attempt, error)
             return
-        if isinstance(error, RequestCancelled) and attempt.may_be_withdrawn and not attempt.is_unwanted:
+        if getattr(error, "error_type", "") == WITHDRAWN_TYPE and not attempt.is_unwanted:
             worker.left += task.count
             task.wait_again()
             self._returned.append(task)

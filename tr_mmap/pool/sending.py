@@ -105,28 +105,26 @@ class Sending(Outcomes):
 
     def _take_back(self, now_s: float) -> None:
         """Give requests that wait behind a long one to workers that have none."""
-        idle = self._count_idle()
-        for worker in self.staff.workers:
-            if idle <= 0 or now_s - worker.mark_s < PATIENCE_S:
-                continue
-            for attempt in self._waiting_in(worker):
-                if idle > 0 and attempt.task.take_back(attempt):
-                    idle -= 1
-                    worker.left += attempt.task.count
-                    self.queue.appendleft(attempt.task)
+        taken = []
+        for attempt in self._could_be_taken_back():
+            worker, task = attempt.worker, attempt.task
+            if now_s - worker.mark_s >= PATIENCE_S and task.take_back(attempt):
+                worker.left += task.count
+                taken.append(task)
+        self.queue.extendleft(reversed(taken))
 
-    def _count_idle(self) -> int:
-        """How many workers could begin a request at once."""
-        return sum(
-            each.state is State.READY and not each.in_flight and each.left > 0 and not each.is_short
-            for each in self.staff.workers
-        )
-
-    def _waiting_in(self, worker: Worker) -> list[Attempt]:
-        """What waits in a worker's ring behind another request."""
-        if len(worker.in_flight) < 2 or worker.state not in (State.READY, State.RETIRING):
-            return []
-        return [each for each in list(worker.in_flight)[1:] if not (each.may_be_withdrawn or each.is_running())]
+    def _could_be_taken_back(self) -> list[Attempt]:
+        """What waits in rings behind other requests, and could be begun by workers that have none; one for each."""
+        ready = () if self.queue else [each for each in self.staff.workers if each.state is State.READY]
+        idle = sorted(each.left for each in ready if not each.in_flight and each.left > 0 and not each.is_short)
+        found = []
+        for worker in self.staff.workers if idle else ():
+            if len(worker.in_flight) > 1 and worker.state in (State.READY, State.RETIRING):
+                for attempt in list(worker.in_flight)[1:]:
+                    if idle and attempt.task.count <= idle[-1] and attempt.can_be_withdrawn():
+                        idle.pop()
+                        found.append(attempt)
+        return found
 
     def _take_out(self, place: int, task: Task) -> bool:
         """Take a request out of the queue. Returns False if it is not there: its submit came too late."""
@@ -171,12 +169,13 @@ class Sending(Outcomes):
             return False
         except OutOfSpace as error:
             # An answer makes room: one of that worker if its budget is used up, else one of any.
-            waits_for = [worker] if error.is_budget else self.staff.workers
+            is_own = error.is_budget and not task.was_taken_back
+            waits_for = [worker] if is_own else self.staff.workers
             if not any(each.in_flight for each in waits_for):
                 self._fail(task, error)
                 return False
             self._put_back(task)
-            if error.is_budget:
+            if is_own:
                 worker.is_short = True
             else:
                 self._is_short_of_room = True

@@ -51,7 +51,7 @@ class Attempt:
         began_s: when its handler was seen to run, by the monotonic clock; 0 if that was not seen.
         was_begun: whether its handler may have been called; known once the attempt has failed.
         is_unwanted: it was to be cancelled.
-        may_be_withdrawn: its worker may answer that it has not begun it, because it was to be taken back.
+        was_to_be_withdrawn: its worker may answer that it has not begun it.
         is_withdrawn: another worker gets the request, and what is answered to this attempt counts for nothing.
     """
 
@@ -62,11 +62,11 @@ class Attempt:
         "deadline_s",
         "is_unwanted",
         "is_withdrawn",
-        "may_be_withdrawn",
         "pending",
         "task",
         "timeout_s",
         "was_begun",
+        "was_to_be_withdrawn",
         "worker",
     )
 
@@ -80,7 +80,7 @@ class Attempt:
         self.timeout_s = deadline_s
         self.began_s = 0.0
         self.was_begun = True
-        self.is_unwanted = self.is_withdrawn = self.may_be_withdrawn = False
+        self.is_unwanted = self.is_withdrawn = self.was_to_be_withdrawn = False
 
     def settle(self, outcome: Result | Exception) -> None:
         """There is a result, or an error; what is said later than the first counts for nothing."""
@@ -102,13 +102,14 @@ class Attempt:
         self.is_unwanted = True  # first: the answer to it may come at once
         return not self._is_settled and self.worker.cancel(self)
 
+    def can_be_withdrawn(self) -> bool:
+        """Whether it may be worth a :meth:`withdraw`: it waits for its worker, and nobody has tried."""
+        return not (self.was_to_be_withdrawn or self.is_unwanted or self._is_settled or self.is_running())
+
     def withdraw(self) -> bool:
         """Take it back for another worker. Returns whether its handler was not called, and will not be."""
-        if self.may_be_withdrawn or self.is_unwanted or self._is_settled or self.is_running():
-            return False
-        self.may_be_withdrawn = True
-        self.is_withdrawn = self.worker.withdraw(self)
-        return self.is_withdrawn
+        self.was_to_be_withdrawn = True
+        return self.worker.withdraw(self)
 
 
 class Task:
@@ -127,6 +128,7 @@ class Task:
         attempts: how many workers have begun it.
         count: how many requests it stands for.
         home: the worker in whose memory its arguments lie; None if there is none.
+        was_taken_back: a worker had room for it before.
     """
 
     count = 1
@@ -141,6 +143,7 @@ class Task:
         "on_progress",
         "retries",
         "tensors",
+        "was_taken_back",
     )
 
     def __init__(
@@ -161,6 +164,7 @@ class Task:
         self.attempt: Attempt | None = None
         self.attempts = 0
         self.home: Worker | None = None
+        self.was_taken_back = False
 
     def begin(self) -> bool:
         """A worker is about to get it. Returns False if nobody wants it any more."""
@@ -172,8 +176,12 @@ class Task:
 
     def take_back(self, attempt: Attempt) -> bool:
         """Let it wait for another worker than that of its present attempt, if that has not begun it."""
-        if not attempt.withdraw():
+        return attempt.withdraw() and self._note_taken_back(attempt)
+
+    def _note_taken_back(self, attempt: Attempt) -> bool:
+        if attempt.is_unwanted:  # it is being cancelled, and its answer will say so
             return False
+        attempt.is_withdrawn = self.was_taken_back = True
         self.wait_again()
         return True
 
@@ -226,15 +234,15 @@ class FutureTask(Task):
         return is_wanted
 
     def wait_again(self) -> None:
+        self.is_waiting = True  # first: else it could not be cancelled for a moment
         super().wait_again()
-        self.is_waiting = True
 
     def take_back(self, attempt: Attempt) -> bool:
-        future = self.future
-        if future is None:
+        future, is_withdrawn = self.future, attempt.withdraw()
+        if future is None or not is_withdrawn:
             return False
-        with future._condition:  # what is cancelled meanwhile is not taken back, and what is taken back waits
-            return super().take_back(attempt)
+        with future._condition:  # of two that want it, the second one learns of the first
+            return self._note_taken_back(attempt)
 
     def finish(self, result: Result) -> None:
         future = self.future
@@ -303,12 +311,19 @@ class PoolFuture(Future[Any]):
             return True
         if self.done():
             return False
-        with self._condition:  # so that the dispatcher takes no attempt back meanwhile
+        while True:
             attempt = self._task.attempt
-            is_not_begun = self._task.is_waiting if attempt is None else attempt.cancel()
-            is_cancelled = is_not_begun and self._state == _RUNNING
-            if is_cancelled:
-                self._store_cancelled()
+            # Not under the lock: a signal handler that runs meanwhile may wait for another request of the pool.
+            is_not_begun = attempt is not None and attempt.cancel()
+            with self._condition:
+                if attempt is None:
+                    is_not_begun = self._task.is_waiting
+                elif attempt.is_withdrawn:
+                    continue  # it waits for another worker now, or has one
+                is_cancelled = is_not_begun and self._state == _RUNNING
+                if is_cancelled:
+                    self._store_cancelled()
+            break
         if is_cancelled:
             self._invoke_callbacks()
             return True

@@ -125,7 +125,7 @@ class Worker:
 
     def attempts(self) -> list[Attempt]:
         """What is in flight and was not taken back."""
-        return [each for each in self.in_flight if not each.is_withdrawn]
+        return [each for each in list(self.in_flight) if not each.is_withdrawn]
 
     def place_of_loans(self) -> str:
         """The directory of its loans' memory, if all workers of this process read that; else "". Any thread.
@@ -197,4 +197,4 @@ class Worker:
     def stats(self) -> PoolWorkerStats:
         """What it does."""
         pid = None if self._handle is None else self._handle.process.pid
-        return PoolWorkerStats(self.session.session_id(), pid, self.state.value, len(self.in_flight), self.done)
+        return PoolWorkerStats(self.session.session_id(), pid, self.state.value, len(self.attempts()), self.done)

@@ -94,3 +94,4 @@ FAILURE_UNKNOWN_COMMAND: Final = "unknown_command"
 FAILURE_BAD_INPUT: Final = "bad_input"  # missing tag, wrong count: the handler was not to blame
 FAILURE_HANDLER: Final = "handler"  # the handler raised
 FAILURE_CANCELLED: Final = "cancelled"  # the controller has cancelled the request
+WITHDRAWN_TYPE: Final = "RequestWithdrawn"  # the name of the error of a cancelled request that was taken back in time

@@ -13,8 +13,10 @@ from contextvars import ContextVar
 from typing import Final, TypeAlias
 
 from ..channel.interface import Channel
+from ..errors import RequestCancelled
 from ..protocol.messages import Request
 from ..transfer.interface import WorkerTransfer
+from ..wire.messages import WITHDRAWN_TYPE
 from .reply import Reply
 
 __all__ = ["RequestContext", "current"]
@@ -22,6 +24,10 @@ __all__ = ["RequestContext", "current"]
 current: ContextVar[RequestContext] = ContextVar("tr_mmap_request")  # where there are several at once
 Logic: TypeAlias = Callable[[str, str], bool | None]
 _REPORT_S: Final = 0.05  # the shortest time between two statuses that show progress
+
+
+_NOT_BEGUN: Final = "the request was cancelled before its handler was called"
+_Withdrawn: Final = type(WITHDRAWN_TYPE, (RequestCancelled,), {})
 
 
 class RequestContext:
@@ -63,12 +69,18 @@ class RequestContext:
         self._is_cancelled = False
         self._due_s = 0.0
 
-    def is_unwanted(self) -> bool:
-        """Whether the handler is not to be called: nobody waits for its answer, or another worker has the request."""
+    def check_wanted(self) -> None:
+        """To be called before the handler is.
+
+        Raises:
+            RequestCancelled: nobody waits for its answer; or, with the name of another class, another worker has the
+                request.
+        """
         channel = self.channel
         if channel is not None and (order := self._place(channel)) >= 0 and channel.is_withdrawn(order):
-            return True
-        return self.is_cancelled()
+            raise _Withdrawn(_NOT_BEGUN)
+        if self.is_cancelled():
+            raise RequestCancelled(_NOT_BEGUN)
 
     def _place(self, channel: Channel) -> int:
         return channel.requests_taken - 1 if self.order is None else self.order

@@ -34,7 +34,6 @@ __all__ = ["RequestService"]
 
 _ENDING: Final = (SystemExit, Stop)  # whatever else a handler raises is an error of its request
 _MAX_THREADS: Final = RING_SLOTS - 2  # a controller has no more requests in flight
-_NOT_BEGUN: Final = "the request was cancelled before its handler was called"
 
 
 def _check_threads(threads: Any) -> None:
@@ -297,8 +296,7 @@ class RequestService(WorkerLife):
         raised: BaseException | None = None
         reply = context.reply = Reply()
         try:
-            if context.is_unwanted():
-                raise RequestCancelled(_NOT_BEGUN)
+            context.check_wanted()
             if request.form:
                 self._check_form(request.form)
             is_known = self.main_logic(request.command, request.parameters)
@@ -320,8 +318,7 @@ class RequestService(WorkerLife):
         raised: BaseException | None = None
         reply = context.reply = Reply()
         try:
-            if context.is_unwanted():
-                raise RequestCancelled(_NOT_BEGUN)
+            context.check_wanted()
             if request.form:
                 self._check_form(request.form)
             is_known = await self._main_coroutine(request.command, request.parameters)

@@ -145,6 +145,7 @@ inline constexpr char failure_unknown_command[] = "unknown_command";
 inline constexpr char failure_bad_input[] = "bad_input";
 inline constexpr char failure_handler[] = "handler";
 inline constexpr char failure_cancelled[] = "cancelled";
+inline constexpr char withdrawn_type[] = "RequestWithdrawn";
 
 // names.py
 inline constexpr char name_punctuation[] = "_.-";
