@@ -415,7 +415,11 @@ def test_everything_a_session_makes_is_private_whatever_the_umask(workspace: Pat
 
     def look() -> None:
         for path in workspace.rglob("*"):
-            mode = stat.S_IMODE(path.lstat().st_mode)
+            try:
+                mode = stat.S_IMODE(path.lstat().st_mode)
+            except FileNotFoundError:  # a long message, whose reader has removed it meanwhile
+                assert path.suffix == ".spill", path
+                continue
             seen[path.name] = mode
             if path.is_symlink():
                 assert is_own_log(path), path

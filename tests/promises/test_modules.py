@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from strategies import bits
-from support import Mapping
+from support import FOREVER_MS, Mapping
 
 from tr_mmap import PythonSession
 
@@ -40,7 +40,7 @@ def test_what_a_module_learns_there_changes_nothing_here_and_nothing_under_the_t
     weight = bits(module.weight)
     send(torch_session, module)
     torch_session.fetch_response("load_module weight bias")
-    torch_session.calculate("train_module", x)
+    torch_session.calculate("train_module", x, timeout_ms=FOREVER_MS)  # torch prepares much for its first gradients
     assert torch.allclose(torch_session.calculate("apply_module", x), module(x) - COUNT - 1, atol=1e-3)
     assert bits(module.weight) == bits(torch_session.fetch_tensor("echo weight")) == weight
     torch_session.fetch_response("load_module weight bias")  # the same tags again

@@ -150,8 +150,11 @@ class StoreSoak:
     def clear(self) -> None:
         kind = self.random.randrange(5)
         gone = [each for each, number in self._known.items() if number % 5 == kind]
-        if self._store.clear(filters={"kind": kind}) != len(gone):
-            self.wrong.append("clear: not as many as there were")
+        there = {record.id for record in self._store.get_all(filters={"kind": kind})}
+        found = self._store.clear(filters={"kind": kind})
+        if found != len(gone) or there != set(gone):
+            odd = sorted(there.symmetric_difference(gone))
+            self.wrong.append(f"clear: {found} of kind {kind} were deleted, {len(gone)} are known; just before: {odd}")
         for each in gone:
             del self._known[each]
 
