@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -16,7 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from interrupts import PACKAGE, Stop, interrupted_at
-from support import TOOLS, wait_until
+from support import TOOLS, open_files, wait_until
 
 from tr_mmap import PythonSession, RemoteError, ResponseTimeout
 from tr_mmap.native import drain
@@ -118,6 +116,7 @@ def test_no_interrupt_of_a_calculation_costs_its_segments(alarm: Alarm, is_full:
 def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path, is_full: bool) -> None:
     pool, receiver = SegmentPool(str(tmp_path), "segment"), SegmentReader(str(tmp_path))
     tensors = [np.arange(16, dtype=np.float32), np.arange(16), np.arange(16).reshape(4, 4)]
+    files = open_files()
 
     def pass_on() -> None:
         for number in range(50):
@@ -135,16 +134,7 @@ def test_no_interrupt_of_a_receive_costs_a_lease(alarm: Alarm, tmp_path: Path, i
             assert mapped.words[LEASE_WORD] == LEASE_FREE
     pool.close()
     receiver.close()
-    assert opened(tmp_path) == []
-
-
-def opened(directory: Path) -> list[str]:
-    """The files in a directory that this process has open. Threads of other tests may open and close what they like."""
-    found = []
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing, say
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
-    return sorted(each for each in found if each.startswith(str(directory)))
+    assert not open_files() - files
 
 
 def test_no_interrupt_of_a_large_copy_costs_its_segment(alarm: Alarm, tmp_path: Path) -> None:
@@ -190,10 +180,10 @@ def test_no_step_at_which_a_handler_raises_costs_a_descriptor(
     pytest.importorskip("torch")
     pool, reader = SegmentPool(str(tmp_path), "segment"), SegmentReader(str(tmp_path))
     action(pool, reader)
-    held = opened(tmp_path)
+    files = open_files()
     step = 1
     while interrupted_at(step, partial(action, pool, reader)):
-        assert len(opened(tmp_path)) <= len(held), step
+        assert not open_files() - files, step
         step += 1
     assert step > 20
     pool.close()

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from ..base import system
 from ..base.background import Background
+from ..channel.interface import Channel
 from ..errors import SystemLimit
 from ..protocol.commands import UserMessage
 from .dispatcher import Dispatcher
@@ -147,27 +148,30 @@ class Futures:
 
     def cancel(self, awaited: Awaited) -> bool:
         """Cancel a request. Returns whether its handler had not been called, and now will not be."""
-        pending, worker = awaited.pending, self._resources.worker
-        if pending.outcome is not None or worker is None or self._resources.is_foreign:
+        channel, order = self._place_of(awaited)
+        if channel is None:
             return False
-        if worker.channel.cancel(pending.order - worker.sent_before):
-            return pending.outcome is None
-        worker.channel.ring()  # the worker cancels a coroutine when it looks
+        if channel.cancel(order):
+            return awaited.pending.outcome is None
+        channel.ring()  # the worker cancels a coroutine when it looks
         return False
 
     def withdraw(self, awaited: Awaited) -> bool:
         """Take a request back, to send it to another worker. Returns as :meth:`cancel` does."""
-        pending, worker = awaited.pending, self._resources.worker
-        if pending.outcome is not None or worker is None or self._resources.is_foreign:
-            return False
-        return worker.channel.withdraw(pending.order - worker.sent_before) and pending.outcome is None
+        channel, order = self._place_of(awaited)
+        return channel is not None and channel.withdraw(order) and awaited.pending.outcome is None
 
     def is_running(self, awaited: Awaited) -> bool:
         """Whether the worker has given a request to its handler, and has not answered it."""
+        channel, order = self._place_of(awaited)
+        return channel is not None and channel.is_taken_up(order)
+
+    def _place_of(self, awaited: Awaited) -> tuple[Channel | None, int]:
+        """The channel to the worker that has a request, and how many were sent there before; None if it has none."""
         pending, worker = awaited.pending, self._resources.worker
         if pending.outcome is not None or worker is None or self._resources.is_foreign:
-            return False
-        return worker.channel.is_taken_up(pending.order - worker.sent_before)
+            return None, 0
+        return worker.channel, pending.order - worker.sent_before
 
     def unanswered(self, awaited: Awaited, timeout_s: float) -> Exception:
         """The error for a request whose answer has not come in a time."""

@@ -120,14 +120,18 @@ static PyObject *py_arm(Ring *self, PyObject *unused) {
     return PyBool_FromLong(ring_arm(self));
 }
 
+static int parse_position(PyObject *argument, uint64_t *position) {
+    *position = PyLong_AsUnsignedLongLong(argument);
+    return *position == UINT64_MAX && PyErr_Occurred() ? -1 : 0;
+}
+
 PyDoc_STRVAR(cancel_doc,
              "cancel(position)\n--\n\nSay that nobody wants the answer to the message of a position.\n\n"
              "Returns:\n    Whether the peer had not begun with it, and now will not.");
 
 static PyObject *py_cancel(Ring *self, PyObject *argument) {
-    if (!is_initialised(self)) return NULL;
-    uint64_t position = PyLong_AsUnsignedLongLong(argument);
-    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    uint64_t position;
+    if (!is_initialised(self) || parse_position(argument, &position) < 0) return NULL;
     return PyBool_FromLong(ring_cancel(self, position, 0));
 }
 
@@ -137,9 +141,8 @@ PyDoc_STRVAR(withdraw_doc,
              "Returns:\n    Whether the peer had not begun with it, and now will not.");
 
 static PyObject *py_withdraw(Ring *self, PyObject *argument) {
-    if (!is_initialised(self)) return NULL;
-    uint64_t position = PyLong_AsUnsignedLongLong(argument);
-    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    uint64_t position;
+    if (!is_initialised(self) || parse_position(argument, &position) < 0) return NULL;
     return PyBool_FromLong(ring_cancel(self, position, 1));
 }
 
@@ -147,9 +150,8 @@ PyDoc_STRVAR(is_cancelled_doc,
              "is_cancelled(position)\n--\n\nWhether the peer has cancelled the message of a position, which was taken.");
 
 static PyObject *py_is_cancelled(Ring *self, PyObject *argument) {
-    if (!is_initialised(self)) return NULL;
-    uint64_t position = PyLong_AsUnsignedLongLong(argument);
-    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    uint64_t position;
+    if (!is_initialised(self) || parse_position(argument, &position) < 0) return NULL;
     return PyBool_FromLong(ring_is_cancelled((PyObject *)self, position));
 }
 
@@ -157,9 +159,8 @@ PyDoc_STRVAR(is_withdrawn_doc,
              "is_withdrawn(position)\n--\n\nWhether the peer has taken the message of a position back, which was taken.");
 
 static PyObject *py_is_withdrawn(Ring *self, PyObject *argument) {
-    if (!is_initialised(self)) return NULL;
-    uint64_t position = PyLong_AsUnsignedLongLong(argument);
-    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    uint64_t position;
+    if (!is_initialised(self) || parse_position(argument, &position) < 0) return NULL;
     return PyBool_FromLong(ring_is_withdrawn((PyObject *)self, position));
 }
 
@@ -200,8 +201,8 @@ static PyObject *py_advance(Ring *self, PyObject *const *arguments, Py_ssize_t c
         PyErr_SetString(PyExc_TypeError, "advance takes a position and whether it is done");
         return NULL;
     }
-    uint64_t position = PyLong_AsUnsignedLongLong(arguments[0]);
-    if (position == UINT64_MAX && PyErr_Occurred()) return NULL;
+    uint64_t position;
+    if (parse_position(arguments[0], &position) < 0) return NULL;
     int is_done = PyObject_IsTrue(arguments[1]);
     if (is_done < 0) return NULL;
     int is_taken = ring_take(self, position, load_acquire(number_in(slot_of(self, position))));

@@ -117,13 +117,12 @@ class Sending(Outcomes):
         """What waits in rings behind other requests, and could be begun by workers that have none; one for each."""
         ready = () if self.queue else [each for each in self.staff.workers if each.state is State.READY]
         idle = sorted(each.left for each in ready if not each.in_flight and each.left > 0 and not each.is_short)
-        found = []
-        for worker in self.staff.workers if idle else ():
-            if len(worker.in_flight) > 1 and worker.state in (State.READY, State.RETIRING):
-                for attempt in list(worker.in_flight)[1:]:
-                    if idle and attempt.task.count <= idle[-1] and attempt.can_be_withdrawn():
-                        idle.pop()
-                        found.append(attempt)
+        serving = (each for each in self.staff.workers if each.state in (State.READY, State.RETIRING))
+        found: list[Attempt] = []
+        for attempt in (each for worker in serving for each in list(worker.in_flight)[1:]) if idle else ():
+            if idle and attempt.task.count <= idle[-1] and attempt.can_be_withdrawn():
+                idle.pop()
+                found.append(attempt)
         return found
 
     def _take_out(self, place: int, task: Task) -> bool:

@@ -24,8 +24,6 @@ __all__ = ["RequestContext", "current"]
 current: ContextVar[RequestContext] = ContextVar("tr_mmap_request")  # where there are several at once
 Logic: TypeAlias = Callable[[str, str], bool | None]
 _REPORT_S: Final = 0.05  # the shortest time between two statuses that show progress
-
-
 _NOT_BEGUN: Final = "the request was cancelled before its handler was called"
 _Withdrawn: Final = type(WITHDRAWN_TYPE, (RequestCancelled,), {})
 
