@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from support import BOUND_S, FOREVER_MS, ROOT, TOOLS, Gate, at_rest, script, wai
 
 import tr_mmap
 from tr_mmap import PythonSession
-from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, MIRROR_DELAY_S
+from tr_mmap.wire.messages import MAX_MESSAGE_NBYTES, MIRROR_DELAY_S, MIRROR_NBYTES
 
 LIAR = ROOT / "tests" / "attacks" / "liar.py"
 
@@ -109,7 +110,7 @@ def test_no_mirror_is_written_into_a_request_that_is_being_written(session: Pyth
         file.write(spoil)
         file.flush()
         for number in range(20):
-            os.utime(path, (time.time() - 0.3,) * 2)  # its writer has been busy for so long
+            os.utime(path, (1, 1))  # a time that says nothing of when it was written
             assert session.fetch_response(f"hello {number}") == f"Hello {number}"
             assert path.read_text() == spoil
             time.sleep(0.01)  # longer than a side waits until it shows what the mirrors lack
@@ -262,12 +263,21 @@ def dangling(path: Path) -> None:
     put(path, path.with_name("new"))
 
 
+def is_mirror(path: Path) -> bool:
+    """Whether a whole mirror is there: what is written into half of one would be written over."""
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600 and info.st_size == MIRROR_NBYTES
+
+
 @pytest.mark.parametrize("spoil", [symlink, dangling, fifo, writable_by_all], ids=lambda each: each.__name__)
 def test_what_may_not_be_read_as_a_request_gives_way_to_the_mirror(session: PythonSession, spoil: Any) -> None:
     path = path_of(session, "request.json")
     for _ in range(2):
         spoil(path)
-        wait_until(lambda: path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o777 == 0o600)
+        wait_until(lambda: is_mirror(path))
         write(session, '{"cmd": "hello", "params": "by hand"}')  # as most programs do it: not by rename
         answer(session, "Hello By Hand")
         path_of(session, "response.json").unlink()

@@ -110,7 +110,7 @@ def test_a_file_that_was_read_in_the_middle_of_a_look_is_not_read_again_when_the
     new.write_text('{"cmd": "note", "params": ""}')
     new.chmod(0o644)
     new.rename(path)
-    watch._look_at_request(is_complete=False, is_touched=True)  # the name led to another file when this began
+    watch._look_at_request(is_other=True)  # the name led to another file when this began
     path.chmod(0o600)  # as the mirror does
     watch.look()
     watch.look()

@@ -16,7 +16,7 @@ from rings import ring_memory
 from support import BOUND_S, check_open_files, open_files, wait_until
 
 from tr_mmap.native import reference as plain
-from tr_mmap.wire.messages import HEARTBEAT_OFFSET, MIRROR_NBYTES, STATUS_NBYTES
+from tr_mmap.wire.messages import EMPTY_GRACE_S, HAND_GRACE_S, HEARTBEAT_OFFSET, MIRROR_NBYTES, STATUS_NBYTES
 
 IMPLEMENTATIONS = [plain]
 if importlib.util.find_spec("tr_mmap.native._native") is not None:
@@ -54,9 +54,20 @@ class Shown:
         assert rest.strip(b" ") == b""
         return line
 
-    def make_old(self) -> None:
-        """As if somebody's writing were long ago."""
-        os.utime(self.path, (1, 1))
+    def look_at(self, text: bytes, look: Callable[[], None]) -> bytes:
+        """What is in the file after somebody has written a text by hand, and the mirror was told so a moment after."""
+        while True:
+            began_s = time.time()
+            self.path.write_bytes(text)
+            os.utime(self.path, (1, 1))  # as copies have it: it is of no account
+            look()
+            found = self.path.read_bytes()
+            if time.time() - began_s < HAND_GRACE_S:
+                return found
+
+    def await_line(self, line: bytes, look: Callable[[], None]) -> None:
+        """Wait until the moment is over in which the mirror leaves the file to somebody else."""
+        wait_until(lambda: look() or self.line == line)
 
 
 @pytest.fixture
@@ -81,7 +92,7 @@ def test_a_mirror_has_the_pages_line_and_spaces_and_is_private(shown: Shown) -> 
 def test_a_line_that_shows_already_is_not_written_again(shown: Shown) -> None:
     shown.set(b"one and the same")
     shown.mirror.update()
-    shown.make_old()
+    os.utime(shown.path, (1, 1))
     shown.mirror.update()
     assert shown.path.stat().st_mtime == 1
 
@@ -89,38 +100,37 @@ def test_a_line_that_shows_already_is_not_written_again(shown: Shown) -> None:
 def test_what_somebody_wrote_by_hand_stays_for_a_moment_and_no_longer(shown: Shown) -> None:
     shown.set(b"first")
     shown.mirror.update()
-    shown.path.write_bytes(b"by hand")
-    os.utime(shown.path, (time.time() + 0.05,) * 2)  # the moment is not over before we look
     shown.set(b"second")
-    shown.mirror.update()
-    shown.mirror.show()
-    assert shown.path.read_bytes() == b"by hand"
-    assert shown.mirror.is_stale
-    shown.make_old()
-    shown.mirror.update()
-    assert shown.line == b"second"
+    for look in (shown.mirror.update, shown.mirror.show):
+        assert shown.look_at(b"by hand", look) == b"by hand"
+        assert shown.mirror.is_stale
+    shown.await_line(b"second", shown.mirror.update)
 
 
 def test_what_somebody_has_emptied_stays_for_seconds_because_its_writer_may_only_be_starting(
-    shown: Shown,
+    native: ModuleType, tmp_path: Path
 ) -> None:
+    looks: list[tuple[Shown, Callable[[], None], bytes]] = []
     for way in ("update", "show", "foretell_busy"):
-        shown.set(b"ok " + way.encode())
+        shown = Shown(native, tmp_path / way)
+        shown.set(b"ok")
         shown.mirror.show()
         shown.path.write_bytes(b"")
-        os.utime(shown.path, (time.time() - 1.5,) * 2)  # as if it had been emptied then
-        shown.set(b"ready " + way.encode())
-        getattr(shown.mirror, way)()
-        assert shown.path.read_bytes() == b""
-        assert shown.mirror.is_stale
+        shown.set(b"ready")
+        looks.append((shown, getattr(shown.mirror, way), b"busy" if way == "foretell_busy" else b"ready"))
+    emptied_s = time.time()
+    wait_until(lambda: time.time() - emptied_s > HAND_GRACE_S)
+    for shown, look, _ in looks:
+        look()
+        assert shown.path.read_bytes() == b"" or time.time() - emptied_s > EMPTY_GRACE_S
+        assert shown.mirror.is_stale or time.time() - emptied_s > EMPTY_GRACE_S
+    for shown, look, line in looks:
+        shown.await_line(line, look)
+    for shown, look, line in looks:
+        shown.set(b"error: none")
         shown.path.write_bytes(b"some of it")
-        os.utime(shown.path, (time.time() - 1.5,) * 2)
-        getattr(shown.mirror, way)()
-        assert shown.line == (b"busy" if way == "foretell_busy" else b"ready " + way.encode())
-    shown.path.write_bytes(b"")
-    shown.make_old()
-    shown.mirror.show()
-    assert shown.line == b"ready foretell_busy"
+        shown.await_line(line.replace(b"ready", b"error: none"), look)
+        shown.mirror.close()
 
 
 def test_what_the_other_side_has_written_is_not_written_again(shown: Shown) -> None:
@@ -172,10 +182,7 @@ def test_nothing_is_foretold_over_what_somebody_wrote_by_hand_a_moment_ago(nativ
     shown.set(b"ok")
     shown.mirror.update()
     for text in (b"exit\n", b"exit\n".ljust(MIRROR_NBYTES)):
-        shown.path.write_bytes(text)
-        os.utime(shown.path, (time.time() + 0.05,) * 2)
-        shown.mirror.foretell_busy()
-        assert shown.path.read_bytes() == text
+        assert shown.look_at(text, shown.mirror.foretell_busy) == text
         assert shown.mirror.is_stale
     shown.mirror.close()
 
@@ -213,15 +220,10 @@ def test_a_kept_word_by_hand_stays_for_a_moment_even_if_the_file_was_not_truncat
     shown.set(b"busy")
     shown.mirror.update()
     for text, is_kept in ((b"exit\n", True), (b"exit: please\n", True), (b"exiting\n", False), (b"ready\n", False)):
-        with open(shown.path, "r+b") as file:
-            file.write(text.ljust(20))
-        os.utime(shown.path, (time.time() + 0.05,) * 2)
-        shown.set(b"ok" if shown.page[0] == ord("b") else b"busy")
-        shown.mirror.update()
-        assert shown.path.read_bytes().startswith(text) is is_kept
-        shown.make_old()
-        shown.mirror.update()
-        assert shown.line in (b"ok", b"busy")
+        line = b"ok" if shown.page[0] == ord("b") else b"busy"
+        shown.set(line)
+        assert shown.look_at(text.ljust(MIRROR_NBYTES), shown.mirror.update).startswith(text) is is_kept
+        shown.await_line(line, shown.mirror.update)
     shown.mirror.close()
 
 

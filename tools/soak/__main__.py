@@ -35,7 +35,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE), str(HERE.parent)]
 import numpy as np  # noqa: E402 - the package is beside this directory, installed or not
 from frameworks import bytes_of, give, scribble  # noqa: E402
 from gateway import soak_gateway  # noqa: E402
-from measures import count_fds, private_nbytes, shared_nbytes, trim  # noqa: E402
+from measures import count_fds, files_of, private_nbytes, shared_nbytes, trim  # noqa: E402
 from pools import soak_pool  # noqa: E402
 from stores import StoreSoak  # noqa: E402
 
@@ -469,7 +469,7 @@ def main() -> int:
         soak.run(seconds)
         gc.collect()
         sweep()
-        left = [str(path.relative_to(workspace)) for path in workspace.rglob("*")]
+        left = [str(path.relative_to(workspace)) for path, _ in files_of(workspace)]
         left += [name for name in os.listdir(parent or directory) if name.startswith(f"sem.tr_{os.getpid()}_")]
         if (more := count_fds(os.getpid()) - fds) > 0:
             left.append(f"{more} descriptors")

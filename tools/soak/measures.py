@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +28,17 @@ def count_fds(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def files_of(place: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each file and folder below, also while processes make and remove some."""
+    for folder, folders, files in os.walk(place):  # which goes on where a folder goes away under its eyes
+        for name in folders + files:
+            path = Path(folder, name)
+            try:
+                yield path, path.lstat()
+            except FileNotFoundError:
+                continue
+
+
 def shared_nbytes(workspace: Path) -> int:
-    seen = {}
-    for path in workspace.rglob("*"):
-        try:
-            info = path.lstat()
-        except FileNotFoundError:
-            continue
-        seen[info.st_ino] = info.st_blocks * 512  # a tag is another name of its segment
+    seen = {info.st_ino: info.st_blocks * 512 for _, info in files_of(workspace)}  # a tag names its segment once more
     return sum(seen.values())

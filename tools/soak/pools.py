@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 from frameworks import tensor_of
-from measures import count_fds, private_nbytes, shared_nbytes, trim
+from measures import count_fds, files_of, private_nbytes, shared_nbytes, trim
 
 from tr_mmap import SessionPool, WorkerDied
 
@@ -238,7 +238,7 @@ def soak_pool(seconds: float, seed: int, workspace: Path, framework: str) -> boo
     soak = PoolSoak(workspace, seed, framework)
     soak.run(seconds)
     gc.collect()
-    left = [str(path.relative_to(workspace)) for path in workspace.rglob("*") if path.name != "python_session"]
+    left = [str(path.relative_to(workspace)) for path, _ in files_of(workspace) if path.name != "python_session"]
     left += [f"process {each.pid}" for each in psutil.Process().children()]
     if (more := count_fds(os.getpid()) - fds) > 0:
         left.append(f"{more} descriptors")

@@ -81,14 +81,16 @@ class HandWatch:
         self._restore_status = restore_status
         self._page_line = page_line
         self._taken = 0  # the hash of the last request's text
-        self._is_early = False  # that request was taken before its writer has closed the file
+        self._is_early = False  # that request was taken, and its writer's close has not been seen yet
+        self._is_behind_mirror = False  # a mirror was seen in that request's place
+        self._is_other_due = False  # what is due is another file; if it came by rename, nobody will close it
         self._watches: dict[str, int] = {}  # by path; of the directory while one of the files is not there
         self._seen: dict[str, _Signature] = {}  # by path: the file that was looked at last
         self.due_s = math.inf
         self.fd = system.open_watches()
         self._arm()
         # What somebody wrote before we came; the status of an earlier moment is the controller's own affair.
-        self._look_at_request(is_complete=False, is_touched=True)
+        self._look_at_request(is_other=True)
         self._seen[self._status] = self._signature_of(self._status)
 
     def close(self) -> None:
@@ -104,7 +106,7 @@ class HandWatch:
             self.close()
             return
         if self.fd < 0:
-            self._look_at_request(is_complete=True, is_touched=True)
+            self._look_at_request(closes=1)  # nobody tells of one; what is there counts as closed
             self._look_at_status()
             return
         events = list(system.read_watches(self.fd))
@@ -114,14 +116,12 @@ class HandWatch:
         has_new_entry = before.get(self._directory) in changed
         requests = {before.get(self._request), self._watches.get(self._request)}
         statuses = {before.get(self._status), self._watches.get(self._status)}
-        is_other = has_new_entry or len(requests) > 1  # a file made while its watch was lost may be no event
+        is_other = len(requests) > 1  # another file has the name; its making may be no event
+        closes = sum(is_closed and watch in requests for watch, is_closed in events)
         if is_other or changed & requests:
-            closes = sum(is_closed and watch in requests for watch, is_closed in events)
-            # Of several closes the first one was that of the request that was taken early; a later one is of another.
-            self._is_early = self._is_early and closes < 2
-            self._look_at_request(is_complete=closes > 0, is_touched=closes > 0 or is_other)
+            self._look_at_request(closes, is_other=is_other)
         elif time.monotonic() >= self.due_s:
-            self._look_at_request(is_complete=True, is_touched=False)
+            self._look_at_request(is_complete=True)
         if has_new_entry or len(statuses) > 1 or changed & statuses:
             self._look_at_status()
 
@@ -182,48 +182,54 @@ class HandWatch:
         finally:
             system.close(fd)
 
-    def _look_at_request(self, *, is_complete: bool, is_touched: bool) -> None:
+    def _look_at_request(self, closes: int = 0, *, is_complete: bool = False, is_other: bool = False) -> None:
         """Take what somebody has written.
 
         Args:
-            is_complete: whether its writer has ended.
-            is_touched: whether somebody has closed the file after writing, or has put another one in its place; if
-                not, perhaps its time or its mode has changed.
+            closes: how often a writer has closed the file since the last look.
+            is_complete: whether the text's writer has ended, whatever the closes say.
+            is_other: whether another file is in its place.
         """
         self.due_s = math.inf
+        closes_owed = int(self._is_early)  # the first close that comes is that of the request that was taken early
+        is_complete = is_complete or closes > closes_owed
+        is_other_due = is_other or (self._is_other_due and not closes)
+        self._is_early = self._is_early and not closes
         signature = self._signature_of(self._request)
         seen = self._seen.get(self._request)
         if signature == seen:
-            self._is_early = self._is_early and not is_touched
             return
         try:
             text, signature = self._read(self._request, MAX_MESSAGE_NBYTES + len(codecs.BOM_UTF8) + 1)
         except HostilePath:
             self._restore_request()
-            self._seen[self._request] = signature  # a directory stays
+            self._seen[self._request], self._taken = signature, 0  # a directory stays; a new file may get its number
             return
         if not text.strip(_BLANK):
             return
-        if _is_mirror(text) and not (is_touched and self._is_edited(text)):
-            self._is_early = False  # what was taken early is gone, whether or not its writer has closed it yet
+        if _is_mirror(text) and not ((closes or is_other) and self._is_edited(text)):
+            self._is_behind_mirror = True
             return
         if seen is not None and signature[:2] == seen[:2] and hash(text) == self._taken:
-            # The same file with the same text. (Its size is not compared: the text may be newer than ``seen``.) If the
-            # mode became that of a mirror, our mirror has found this file in its place and changed it; but not if
-            # inotify says that a writer has closed the file.
-            has_changed_mode = seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
-            is_of_mirror = has_changed_mode and (self.fd < 0 or not is_complete)
-            if is_of_mirror or self._is_early:
-                self._seen[self._request], self._is_early = signature, self._is_early and not is_touched
+            # The same file with the same text. (Its size is not compared: the text may be newer than ``seen``.) If it
+            # is new only for the watch, or nobody tells of closes, then our mirror may have found it in its place.
+            has_mode_of_mirror = seen[5] != signature[5] and stat.S_IMODE(signature[5]) == 0o600
+            if has_mode_of_mirror and (self.fd < 0 or (is_other and not closes)):
+                self._seen[self._request] = signature
                 return
-            if not is_touched:
-                return  # its time or its mode; ``cp -p`` sets them and then closes the file
+            # It is a request again if somebody has closed it again. A time or a mode alone says nothing: ``cp -p`` sets
+            # them, and then closes the file. Behind a mirror any close counts: a writer of the first one who keeps it
+            # open would hide the second.
+            if not (is_complete or is_other or (closes and self._is_behind_mirror)):
+                return  # ``seen`` stays: a close that is still to come, of a file that looks so, is a request's
         is_short = len(text) <= MAX_MESSAGE_NBYTES
         if is_short and not is_complete and (silence_s := silence_of(text)):
             # It is being written, and when its writer closes it, that is an event; or it came whole, by rename.
-            self.due_s = time.monotonic() + silence_s
+            self.due_s, self._is_other_due = time.monotonic() + silence_s, is_other_due
             return
-        self._seen[self._request], self._taken, self._is_early = signature, hash(text), not is_touched
+        self._seen[self._request], self._taken = signature, hash(text)
+        self._is_early = closes <= closes_owed and not is_other_due
+        self._is_behind_mirror = self._is_other_due = False
         self._take(text)
 
     def _is_edited(self, mirror: bytes) -> bool:

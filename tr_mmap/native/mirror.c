@@ -181,12 +181,13 @@ static int is_kept(const Mirror *self) {
     return text[nbytes] < 'a' || text[nbytes] > 'z'; /* the whole word */
 }
 
-/* Whether somebody emptied or wrote the file by hand so recently that more may follow, or the worker not have read it. */
+/* Whether somebody emptied or wrote the file by hand so recently that more may follow, or the worker not have read it.
+ * By the time of change, which nobody can set: a copy or a file that was moved here may have an old time of writing. */
 static int is_by_hand(const Mirror *self, const struct stat *info) {
     if (info->st_size == self->nbytes && !is_kept(self)) return 0;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    double age_s = (double)(now.tv_sec - info->st_mtim.tv_sec) + (double)(now.tv_nsec - info->st_mtim.tv_nsec) / 1e9;
+    double age_s = (double)(now.tv_sec - info->st_ctim.tv_sec) + (double)(now.tv_nsec - info->st_ctim.tv_nsec) / 1e9;
     double grace_s = info->st_size == 0 ? EMPTY_GRACE_S : GRACE_S;
     return age_s < grace_s && age_s > -grace_s; /* before now, if the clock was set */
 }

@@ -13,12 +13,13 @@ from .memory import libc
 
 __all__ = ["add_watch", "open_watches", "read_watches", "remove_watch", "ENTRIES", "WRITES"]
 
-# sys/inotify.h. IN_CLOSE_WRITE, IN_ATTRIB (the number of names too), IN_MOVE_SELF, IN_DELETE_SELF
-WRITES: Final = 0x8 | 0x4 | 0x800 | 0x400
+# sys/inotify.h. IN_CLOSE_WRITE, IN_ATTRIB (the number of names too), IN_MOVE_SELF, IN_DELETE_SELF; and IN_OPEN, because
+# the kernel makes one event of two that are alike, such as two closes, if it has no other between them
+WRITES: Final = 0x8 | 0x4 | 0x800 | 0x400 | 0x20
 ENTRIES: Final = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO
 _DONT_FOLLOW: Final = 0x02000000
 _EVENT: Final = struct.Struct("iIII")
-_IGNORED: Final = 0x8000
+_TELLS_NOTHING: Final = 0x8000 | 0x20  # IN_IGNORED: the watch is gone; IN_OPEN
 _read: Final[Any] = unpatched("os", "read")  # eventlet's read cannot wait in a thread of the system
 
 
@@ -51,5 +52,5 @@ def read_watches(fd: int) -> Iterator[tuple[int, bool]]:
         while offset + _EVENT.size <= len(data):
             watch, mask, _, name_nbytes = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size + name_nbytes
-            if not mask & _IGNORED:
+            if not mask & _TELLS_NOTHING:
                 yield watch, bool(mask & 0x8)

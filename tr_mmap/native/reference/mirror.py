@@ -260,9 +260,13 @@ class Mirror:
         return info
 
     def _is_by_hand(self, info: os.stat_result) -> bool:
-        """Whether somebody emptied or wrote it so recently that more may follow, or the worker may not have read it."""
+        """Whether somebody emptied or wrote it so recently that more may follow, or the worker may not have read it.
+
+        By the time of change, which nobody can set: a copy or a file that was moved here may have an old time of
+        writing.
+        """
         grace_s = HAND_GRACE_S if info.st_size else EMPTY_GRACE_S
-        return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_mtime) < grace_s
+        return (info.st_size != self._nbytes or self._is_kept()) and abs(time.time() - info.st_ctime) < grace_s
 
     def _is_kept(self) -> bool:
         """Whether the file's line has the beginning that stays, and the page's line has not."""

@@ -208,13 +208,14 @@ private:
     }
 
     /// Whether somebody emptied or wrote the file by hand a moment ago: they may write on, or the worker may not have
-    /// read it yet.
+    /// read it yet. By the time of change, which nobody can set: a copy or a file that was moved here may have an old
+    /// time of writing.
     bool is_by_hand(const struct stat& info) const noexcept {
         if (static_cast<std::size_t>(info.st_size) == nbytes_ && !is_kept()) return false;
         struct timespec now;
         ::clock_gettime(CLOCK_REALTIME, &now);
-        const double age_s = static_cast<double>(now.tv_sec - info.st_mtim.tv_sec) +
-                             static_cast<double>(now.tv_nsec - info.st_mtim.tv_nsec) / 1e9;
+        const double age_s = static_cast<double>(now.tv_sec - info.st_ctim.tv_sec) +
+                             static_cast<double>(now.tv_nsec - info.st_ctim.tv_nsec) / 1e9;
         return std::fabs(age_s) < (info.st_size == 0 ? wire::empty_grace_s : wire::hand_grace_s);
     }
 
