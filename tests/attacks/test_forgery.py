@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rings import slot_at
-from support import FOREVER_MS, Gate, at_rest, empty_place
+from support import FOREVER_MS, Gate, at_rest, empty_place, open_files
 
 from tr_mmap import HostilePath, PythonSession, ResponseTimeout, SessionNotStarted, WorkerDied
 from tr_mmap.protocol.messages import decode_request, encode
@@ -136,7 +136,7 @@ def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed
         return secrets[-1]
 
     monkeypatch.setattr("tr_mmap.controller.resources.new_secret", spy)
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     with PythonSession(LIAR, quiet_mode=True, auth=True) as session:
         text, fds = session.fetch_response("environment").split()
         (secret,) = secrets
@@ -147,7 +147,7 @@ def test_the_secret_is_in_no_argument_environment_or_file_and_its_pipe_is_closed
         number = re.search(rb"TR_MMAP_AUTH_FD=([0-9]+)", bytes.fromhex(text))
         assert number is not None
         assert number[1].decode() not in fds.split(",") or _is_no_pipe(session, number[1].decode())
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_files() <= before
 
 
 def _is_no_pipe(session: PythonSession, number: str) -> bool:

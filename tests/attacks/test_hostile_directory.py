@@ -16,7 +16,7 @@ import hostile
 import numpy as np
 import pytest
 from hostile import Spoil
-from support import SHM, TOOLS, wait_until
+from support import SHM, TOOLS, open_files, wait_until
 
 from tr_mmap import (
     BadMessage,
@@ -273,10 +273,10 @@ def segment(tmp_path: Path) -> Iterator[tuple[Path, TensorRef]]:
 def test_a_hostile_segment_is_refused(segment: tuple[Path, TensorRef], spoil: Spoil) -> None:
     path, ref = segment
     spoil(path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files().total()
     with pytest.raises(HostilePath):
         SegmentReader(str(path.parent)).receive(ref.segment, ref.seq, "numpy", ref.tag)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files().total() == before
 
 
 @on_tmpfs

@@ -265,11 +265,8 @@ def dangling(path: Path) -> None:
 
 def is_mirror(path: Path) -> bool:
     """Whether a whole mirror is there: what is written into half of one would be written over."""
-    try:
-        info = path.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(info.st_mode) and stat.S_IMODE(info.st_mode) == 0o600 and info.st_size == MIRROR_NBYTES
+    info = path.lstat() if path.exists() else None
+    return info is not None and (info.st_mode, info.st_size) == (stat.S_IFREG | 0o600, MIRROR_NBYTES)
 
 
 @pytest.mark.parametrize("spoil", [symlink, dangling, fifo, writable_by_all], ids=lambda each: each.__name__)

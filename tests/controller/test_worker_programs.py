@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import TOOLS, environment, has_ended, leftovers, run_python, script
+from support import TOOLS, environment, has_ended, leftovers, open_files, run_python, script
 
 from tr_mmap import PythonSession, ScriptNotFound, SystemLimit, WorkerDied, sweep
 from tr_mmap.controller.launch import advice_on, launch
@@ -487,7 +487,7 @@ def test_a_command_line_that_is_too_long_is_a_limit_that_names_the_options(
     workspace: Path, tmp_path: Path, options: dict[str, Any], words: str, is_default: bool
 ) -> None:
     path = "default" if is_default else script(tmp_path, "from tr_mmap import Server\nServer().run()\n")
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     session = PythonSession(path, quiet_mode=True, **options)
     for _ in range(2):
         with pytest.raises(SystemLimit, match=words) as caught:
@@ -495,7 +495,7 @@ def test_a_command_line_that_is_too_long_is_a_limit_that_names_the_options(
         assert (caught.value.limit, caught.value.errno) == ("ARG_MAX", errno.E2BIG)
         assert "file" in str(caught.value)
         assert not leftovers(workspace)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
     with PythonSession(path, quiet_mode=True) as session:  # the name is free again
         assert session.is_ready()
 

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bits
+from support import open_files
 from tsr_files import ARRAY, fault_of, names
 
 import tr_mmap
@@ -218,14 +219,14 @@ def test_a_limit_of_open_files_is_told_by_name(path: Path, give: Callable[..., A
 
 def test_only_a_memmap_keeps_a_descriptor(path: Path) -> None:
     save(path, ARRAY)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files().total()
     kept = [load(path), load(path, mode="c"), from_file(path)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files().total() == before
     kept.append(memmap(path))
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_files().total() == before + 1
     kept.clear()
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files().total() == before
 
 
 @pytest.mark.parametrize("change", ["shorter", "other", "gone"])

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bits
-from support import FRAMEWORKS, ROOT
+from support import FRAMEWORKS, ROOT, open_files
 from tsr_files import ARRAY, F32, fault_of, names
 
 from tr_mmap.base import system
@@ -170,14 +170,14 @@ def test_torch_gets_an_aligned_copy_of_a_misaligned_payload(path: Path) -> None:
 
 def test_loading_takes_neither_memory_nor_descriptors(path: Path) -> None:
     save(path, np.zeros(1 << 20))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files().total()
     tracemalloc.start()
     try:
         views = [load(path), load(path, framework="torch")]
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files().total() == before
     assert len(views) == 2
 
 
