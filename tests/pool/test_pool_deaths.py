@@ -79,6 +79,22 @@ def test_a_handler_that_hangs_is_ended_and_its_worker_replaced(open_blocking: Ca
     assert way.stats().died == 1
 
 
+@pytest.mark.parametrize("how", ["wait", "loop", "sleep"])
+def test_the_error_of_a_handler_that_hangs_shows_the_line_where_it_was(
+    open_blocking: Callable[..., Way], tmp_path: Path, how: str
+) -> None:
+    lines = {"wait": "threading.Event().wait()", "loop": "while True: pass", "sleep": "time.sleep(10_000)"}
+    text = (
+        "import threading, time\nfrom tr_mmap import Server\nserver = Server(framework='numpy')\n"
+        f"@server.command('hang')\ndef hang():\n    {lines[how]}\nserver.run()\n"
+    )
+    way = open_blocking(1, script=script(tmp_path, text), timeout_ms=200)
+    error = way.outcome(way.submit("hang"))
+    assert isinstance(error, WorkerDied)
+    for shown in (error.log_tail, str(error)):
+        assert 'worker.py", line 6 in hang' in shown
+
+
 def test_the_time_of_a_request_begins_when_its_handler_does(gate: Gate) -> None:
     with SessionPool(POOL_TOOLS, 1, quiet_mode=True) as pool:
         long = pool.submit(gate.message)

@@ -263,7 +263,7 @@ class Dispatcher(Sending):
                         f"it ran for longer than the {limit_s * 1000:.0f} ms that it may take (timeout_ms), and its "
                         "worker was ended"
                     )
-                    self.staff.kill(worker)  # another one takes its place at once
+                    self.staff.kill(worker, is_hung=True)
                     break
 
     def _kill_running(self, task: Task) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 from ..controller.results import Result
 from ..errors import OutOfSpace, RequestCancelled, SessionNotStarted, WorkerDied
 from ..wire.messages import WITHDRAWN_TYPE
+from ..wire.words import LAST_OUTPUT
 from .places import Places
 from .staff import Staff
 from .staging import Staging
@@ -144,7 +145,9 @@ class Outcomes:
         command = task.message if isinstance(task.message, str) else str(dict(task.message))
         count = max(task.attempts, 1)
         tried = "" if count == 1 else f" after {count} attempts"
-        why = worker.ended_for if worker.culprit is task else str(error)
+        why = str(error)
+        if worker.culprit is task:
+            why = worker.ended_for + (LAST_OUTPUT + tail if tail else "")
         return WorkerDied(
             f"there is no answer to {command[:80]!r}{tried}: {why}", exit_code=code, log_tail=tail, attempts=count
         )

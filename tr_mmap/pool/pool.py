@@ -55,7 +55,7 @@ class SessionPool(PoolLifecycle):
         retries: how often a request is tried again when its worker died while its handler ran.
         max_tasks_per_child: how many requests a worker may answer before it is replaced; None for any number.
         timeout_ms: how long a handler may run. One that runs for longer counts as hung: its worker is ended, which is
-            the same as a death. None for no limit.
+            the same as a death, and the error says at which line it was. None for no limit.
         max_in_flight: requests that are with one worker at a time, 1 to 62; None to choose: two, and more if they take
             less than a millisecond. Give more for a worker that handles several at once (``threads=``).
         reload: whether the workers are replaced, one by one, when the script's file has changed.

@@ -33,6 +33,7 @@ __all__ = ["Staff"]
 _log = logging.getLogger("tr_mmap")
 
 _ASK_FILES_MS: Final = 2000.0
+_DUMP_S: Final = 0.25  # to write where its threads are, which takes milliseconds
 _RELOAD_S: Final = 0.25  # how often to look whether the script has changed
 
 
@@ -230,11 +231,11 @@ class Staff:
             self.is_changed = True
         worker.done += count
 
-    def kill(self, worker: Worker, grace_s: float = 0.0) -> None:
-        """End a worker's process by force. Another one takes its place at once."""
+    def kill(self, worker: Worker, *, is_hung: bool = False) -> None:
+        """End a worker's process by force; one that hangs writes where it is. Another takes its place at once."""
         self._note_killed(worker)
         if worker.is_started:
-            self._do(self._janitor, partial(worker.kill, grace_s), is_first=True)
+            self._do(self._janitor, partial(worker.kill, 0.0, _DUMP_S if is_hung else 0.0), is_first=True)
 
     def _note_killed(self, worker: Worker) -> None:
         if worker.state in (State.STARTING, State.READY):

@@ -166,10 +166,13 @@ class Worker:
         """Whether its process has ended, or serves no more."""
         return self._handle is None or self._handle.is_over()
 
-    def kill(self, grace_s: float) -> None:
-        """End its process and every process that this one has started: SIGTERM, so many seconds, SIGKILL."""
+    def kill(self, grace_s: float, dump_s: float = 0.0) -> None:
+        """End its process and every process that this one has started: SIGTERM, so many seconds, SIGKILL.
+
+        Before that, it has ``dump_s`` seconds to write where its threads are.
+        """
         if self._handle is not None:
-            self._handle.process.terminate_tree(grace_s)
+            self._handle.process.terminate_tree(grace_s, dump_s)
             self._handle.channel.wake()
 
     def ask_to_end(self) -> None:

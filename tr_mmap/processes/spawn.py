@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -208,12 +209,12 @@ class WorkerProcess:
         """How large its log is, and how much of its output the log has dropped."""
         return log_size(self.log_path)
 
-    def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S) -> None:
+    def terminate_tree(self, grace_s: float = TERMINATE_GRACE_S, dump_s: float = 0.0) -> None:
         """End the worker and every process it started: SIGTERM, ``grace_s`` seconds, SIGKILL to what is left.
 
         These are its descendants and the members of its session; it may be gone already. A resource tracker of
         ``multiprocessing`` gets the time to clean up after the others. An interrupt during the grace period leads
-        straight to SIGKILL.
+        straight to SIGKILL. Before all that the worker has ``dump_s`` seconds to write into its log where it is.
         """
         if os.getpid() != self._owner_pid:
             return
@@ -230,12 +231,22 @@ class WorkerProcess:
                 time.sleep(_REAP_S)
             raise
         try:
+            if dump_s:
+                self._dump(dump_s)
             for identity in tree:
                 send_signal(identity, signal.SIGTERM)
             wait_for_ends(tree, time.monotonic() + grace_s)
         finally:
             if os.getpid() == self._owner_pid:  # else a signal handler has forked meanwhile
                 self._kill_tree(tree)
+
+    def _dump(self, dump_s: float) -> None:
+        """Have Python's faulthandler, which every worker runs with, write the stacks into the log; that ends it."""
+        with self._reap_lock, suppress(OSError):  # the number is its own until it was reaped
+            if self._poll() is None:
+                _forbid_core_file(self.pid)
+        send_signal(self.identity, signal.SIGABRT)
+        wait_for_ends([self.identity], time.monotonic() + dump_s)
 
     def _kill_tree(self, tree: list[Identity]) -> None:
         deadline = time.monotonic() + KILL_WAIT_S
@@ -270,3 +281,13 @@ class WorkerProcess:
             for pid in with_descendants(members, stats)
             if pid in stats and not stats[pid].is_ended
         ]
+
+
+def _forbid_core_file(pid: int) -> None:
+    """Have the kernel write none when a signal ends that process: the file would be as large as its memory."""
+    import resource  # here, because only this needs it
+
+    if hasattr(resource, "prlimit"):
+        _, hard = resource.prlimit(pid, resource.RLIMIT_CORE)
+        # core(5): a limit of 1 forbids the file also where a program takes it from a pipe; there, 0 does not.
+        resource.prlimit(pid, resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
