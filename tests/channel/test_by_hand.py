@@ -512,10 +512,6 @@ def noted(tmp_path: Path) -> Iterator[tuple[PythonSession, Path]]:
         yield session, notes
 
 
-def copy_with_times(source: Path, target: Path) -> None:
-    shutil.copy2(source, target)
-
-
 def rename_with_times(source: Path, target: Path) -> None:
     shutil.copy2(source, target.with_name("new"))
     target.with_name("new").rename(target)
@@ -537,7 +533,7 @@ def copy_as_cp_p(source: Path, target: Path) -> None:
             time.sleep(0.01)  # so that the watch sees it before the file is closed, mostly
 
 
-@pytest.mark.parametrize("put", [copy_with_times, rename_with_times, copy_then_touch, copy_as_cp_p])
+@pytest.mark.parametrize("put", [shutil.copy2, rename_with_times, copy_then_touch, copy_as_cp_p])
 def test_the_same_file_put_there_again_is_served_again_once(noted: tuple[PythonSession, Path], put: Any) -> None:
     session, notes = noted
     mine = path_of(session, "mine.json")
