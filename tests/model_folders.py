@@ -34,13 +34,19 @@ def safetensors_of(**tensors: np.ndarray) -> bytes:
 
 
 def put(folder: Path, **files: bytes | str) -> None:
-    """Files of a version, by name with ``__`` for the dot; each comes whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        path = folder / name.replace("__", ".")
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
+    """Files of a version, by name with ``__`` for the dot. A new version comes whole, and so does each later file."""
+    if folder.exists():
+        for name, content in files.items():
+            path = folder / name.replace("__", ".")
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(part, path)
+        return
+    missing = [each for each in (folder, *folder.parents) if not each.exists()][-1]
+    new = missing.with_name(f".{missing.name}")
+    (new / folder.relative_to(missing)).mkdir(parents=True)
+    put(new / folder.relative_to(missing), **files)
+    new.rename(missing)
 
 
 # -- ONNX, which is a message of protobuf ----------------------------------------------------------------------------
