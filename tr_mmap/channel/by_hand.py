@@ -144,7 +144,7 @@ class HandWatch:
     def _watch(self, path: str) -> bool:
         """Watch the file that a name leads to now; returns whether there is one."""
         before = self._watches.pop(path, -1)
-        watch = system.add_watch(self.fd, path, system.WRITES)
+        watch = system.add_watch(self.fd, path, system.EACH_WRITE if path == self._request else system.WRITES)
         if watch >= 0:
             self._watches[path] = watch
         if before not in (watch, -1):

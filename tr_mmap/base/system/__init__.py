@@ -92,7 +92,7 @@ from .memory import (
     map_write,
     return_freed_memory,
 )
-from .notify import ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
+from .notify import EACH_WRITE, ENTRIES, WRITES, add_watch, open_watches, read_watches, remove_watch
 from .own_file import OwnFile
 from .refusals import free_nbytes
 from .spare import SpareDescriptors
@@ -103,6 +103,7 @@ __all__ = [
     "make_fifo",
     "drain_fifo",
     "ENTRIES",
+    "EACH_WRITE",
     "WRITES",
     "add_watch",
     "open_watches",

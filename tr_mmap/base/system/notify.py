@@ -11,11 +11,12 @@ from typing import Any, Final
 from ..unpatched import unpatched
 from .memory import libc
 
-__all__ = ["add_watch", "open_watches", "read_watches", "remove_watch", "ENTRIES", "WRITES"]
+__all__ = ["add_watch", "open_watches", "read_watches", "remove_watch", "EACH_WRITE", "ENTRIES", "WRITES"]
 
-# sys/inotify.h. IN_CLOSE_WRITE, IN_ATTRIB (the number of names too), IN_MOVE_SELF, IN_DELETE_SELF; and IN_OPEN, because
-# the kernel makes one event of two that are alike, such as two closes, if it has no other between them
-WRITES: Final = 0x8 | 0x4 | 0x800 | 0x400 | 0x20
+# sys/inotify.h. IN_CLOSE_WRITE, IN_ATTRIB (the number of names too), IN_MOVE_SELF, IN_DELETE_SELF
+WRITES: Final = 0x8 | 0x4 | 0x800 | 0x400
+# And IN_OPEN: the kernel makes one event of two closes that have no other event between them. It wakes for readers too.
+EACH_WRITE: Final = WRITES | 0x20
 ENTRIES: Final = 0x100 | 0x80  # IN_CREATE, IN_MOVED_TO
 _DONT_FOLLOW: Final = 0x02000000
 _EVENT: Final = struct.Struct("iIII")
