@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from itertools import chain, combinations, count
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,16 @@ def test_the_same_request_written_twice_is_taken_twice_whenever_the_watch_looks(
     deeds = COURSES[course]
     places = range(len(deeds))
     for looks in chain.from_iterable(combinations(places, many) for many in range(4)):
-        place = Place(tmp_path / ("looks" + "-".join(map(str, looks))))
         writer, story = "first", []
-        for number, deed in enumerate(deeds):
-            if deed == "/":
-                writer = "second"
-            elif deed != "look":
-                place.do(writer, deed)
-            is_look = deed == "look" or number in looks
-            if is_look:
-                place.watch.look()
-            story.append(f"{writer} {deed}{', look' * is_look}: {len(place.taken)}")
-        place.watch.look()
-        assert place.taken == [TEXT, TEXT], story
-        place.close()
+        with closing(Place(tmp_path / ("looks" + "-".join(map(str, looks))))) as place:
+            for number, deed in enumerate(deeds):
+                if deed == "/":
+                    writer = "second"
+                elif deed != "look":
+                    place.do(writer, deed)
+                is_look = deed == "look" or number in looks
+                if is_look:
+                    place.watch.look()
+                story.append(f"{writer} {deed}{', look' * is_look}: {len(place.taken)}")
+            place.watch.look()
+            assert place.taken == [TEXT, TEXT], story

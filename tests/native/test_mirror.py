@@ -54,11 +54,12 @@ class Shown:
         assert rest.strip(b" ") == b""
         return line
 
-    def look_at(self, text: bytes, look: Callable[[], None]) -> bytes:
+    def look_at(self, text: bytes, look: Callable[[], None], mode: str = "wb") -> bytes:
         """What is in the file after somebody has written a text by hand, and the mirror was told so a moment after."""
         while True:
             began_s = time.time()
-            self.path.write_bytes(text)
+            with open(self.path, mode) as file:
+                file.write(text)
             os.utime(self.path, (1, 1))  # as copies have it: it is of no account
             look()
             found = self.path.read_bytes()
@@ -127,9 +128,16 @@ def test_what_somebody_has_emptied_stays_for_seconds_because_its_writer_may_only
     for shown, look, line in looks:
         shown.await_line(line, look)
     for shown, look, line in looks:
-        shown.set(b"error: none")
-        shown.path.write_bytes(b"some of it")
-        shown.await_line(line.replace(b"ready", b"error: none"), look)
+
+        def is_sooner(shown: Shown = shown, look: Callable[[], None] = look, line: bytes = line) -> bool:
+            """Whether one that is not empty is left alone for a shorter time; a busy machine may need another try."""
+            shown.mirror.forget()  # what the page says is to be shown again
+            shown.path.write_bytes(b"some of it")
+            began_s = time.time()
+            shown.await_line(line, look)
+            return time.time() - began_s < EMPTY_GRACE_S
+
+        wait_until(is_sooner)
         shown.mirror.close()
 
 
@@ -222,7 +230,7 @@ def test_a_kept_word_by_hand_stays_for_a_moment_even_if_the_file_was_not_truncat
     for text, is_kept in ((b"exit\n", True), (b"exit: please\n", True), (b"exiting\n", False), (b"ready\n", False)):
         line = b"ok" if shown.page[0] == ord("b") else b"busy"
         shown.set(line)
-        assert shown.look_at(text.ljust(MIRROR_NBYTES), shown.mirror.update).startswith(text) is is_kept
+        assert shown.look_at(text.ljust(20), shown.mirror.update, "r+b").startswith(text) is is_kept
         shown.await_line(line, shown.mirror.update)
     shown.mirror.close()
 

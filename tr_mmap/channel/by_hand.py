@@ -9,6 +9,9 @@ A mirror of ours has a size of its own (``MIRROR_NBYTES``) and a number in a fix
 descriptor that stays open, which is no event for inotify. So an event, or a file that looks different, shows that
 somebody else has written. If somebody has edited the mirror itself, the page has the same number and another line. If
 the mirror's number is not the page's any more, an edit cannot be recognised, and the mirror counts as ours.
+
+A request that is whole is taken before its writer has closed the file. The same text in the same file is a request
+again when a writer has closed that once more.
 """
 
 from __future__ import annotations
